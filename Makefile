@@ -1,0 +1,40 @@
+# Verbs of the project. Each sets up .venv by itself, once, and again only if its requirements change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+REQUIREMENTS := pyproject.toml constraints.txt
+
+.PHONY: atlas test lint bench clean
+
+atlas: $(VENV)/installed  ## text to a browsable atlas of labelled features, on the embedded model
+	$(BIN)/sae run configs/embedded.yaml
+	$(BIN)/sae browse configs/embedded.yaml
+
+test: $(VENV)/installed-dev  ## the whole suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev  ## format, style, imports, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/basedpyright
+
+bench: $(VENV)/installed  ## every benchmark, and the tables in docs/ and README.md from their results
+	$(BIN)/python -m benchmarks.harvest
+	$(BIN)/python -m benchmarks.atlas
+	$(BIN)/python -m benchmarks.report
+
+clean:  ## everything that was made here
+	rm -rf $(VENV) runs build *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/installed: $(VENV)/bin/python $(REQUIREMENTS)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@

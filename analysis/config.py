@@ -1,0 +1,58 @@
+"""What can be chosen of the analysis."""
+
+from sae.config import Natural, Positive, PositiveFloat, Share, config
+
+
+@config
+class IndexConfig:
+    """What is kept of each latent's behaviour."""
+
+    tokens: Positive = 2_000_000
+    """Training tokens that are indexed, at most (whole contexts)."""
+    label_tokens: Positive = 1_000_000
+    """Tokens of each of the label splits that are indexed, at most."""
+    top_examples: Positive = 8
+    """Strongest examples shown of a latent."""
+    interval_examples: Positive = 3
+    """Examples drawn from each interval of activation below them."""
+    window: Positive = 32
+    """Tokens of an example's window; three quarters of it lie before the firing token."""
+    logits: Positive = 10
+    """Promoted and suppressed tokens kept."""
+    neighbours: Positive = 8
+    """Nearest latents by decoder cosine kept."""
+    evaluation_tokens: Positive = 65_536
+    """Held-out tokens on which the reconstruction is spliced into the network."""
+
+
+@config
+class LabelConfig:
+    """How labels are found without a language model; see `analysis/label`."""
+
+    families: tuple[str, ...] = ("token", "form", "context", "place", "topic", "next", "combination")
+    """Families of rules that are tried; among equals the first in this order wins."""
+    min_fit: Positive = 20
+    """Firings on the fit split that a latent needs to be labelled; below it is `rare`."""
+    min_select: Positive = 8
+    """Firings on the select split that it needs."""
+    atom_cost: PositiveFloat = 1.0
+    """Firings that each key of a rule must earn beyond its false alarms: a discount against luck."""
+    length_cost: Share = 0.005
+    """F1 that a rule must gain for each doubling of its length; 0: length does not matter."""
+    margin: Share = 0.01
+    """F1 on the select split by which a label must beat the best single token, else that is the label."""
+    min_f1: Share = 0.2
+    """F1 on the select split below which no label is given."""
+    max_parts: Positive = 2
+    """Alternatives (A or B) of one label, at most."""
+    resamples: Positive = 200
+    """Bootstrap samples of documents behind the interval of F1."""
+    seed: Natural = 0
+
+
+@config
+class AnalysisConfig:
+    """How features are indexed and labelled."""
+
+    index: IndexConfig = IndexConfig()
+    label: LabelConfig = LabelConfig()

@@ -1,0 +1,173 @@
+/* One feature: its label, how well the label holds, the text it fires on, what it does. */
+"use strict";
+
+let aligned = true;
+
+/** Show `row`; its details arrive with their chunk. */
+async function showFeature(row) {
+  const main = document.getElementById("feature");
+  const title = row.text || `Feature ${row.latent}`;
+  document.title = `${row.latent}: ${visible(title)}`;
+  drawPager(row);
+  main.replaceChildren(hero(row), el("p", { class: "sub" }, "Loading …"));
+  scrollTo(0, 0);
+  main.querySelector("h1").focus({ preventScroll: true });
+  try {
+    const chunk = await loadChunk(row.row);
+    if (location.hash !== linkTo(row)) return;
+    const details = chunk.latents[row.row % atlas.chunk];
+    main.replaceChildren(hero(row), ...body(row, details, chunk.documents));
+    main.querySelector("h1").focus({ preventScroll: true });
+  } catch (error) {
+    explainMissing(error.message);
+  }
+}
+
+function drawPager(row) {
+  const { before, after, at, n } = neighboursInList(row);
+  const go = (to, name, words) => el("a", { class: "quiet", "data-go": name, href: to && linkTo(to), "aria-disabled": String(!to), "aria-label": name === "before" ? "Previous feature" : "Next feature" }, words);
+  document.getElementById("pager").replaceChildren(
+    go(before, "before", "←"), el("span", {}, `${whole(at + 1)} of ${whole(n)}`), go(after, "after", "→"),
+    el("a", { class: "quiet", "data-go": "random", href: linkTo(randomRow()) }, "Random"));
+}
+
+function hero(row) {
+  const fact = (value, words, hint) => el("div", { class: "fact", title: hint }, el("b", {}, value), el("span", {}, words));
+  const silent = row.n_fired === 0;
+  const heading = row.text ? el("bdi", {}, visible(row.text)) : el("span", { class: "muted" }, silent ? "Never fires" : "No label");
+  return el("section", { class: "hero" },
+    el("p", { class: "over" },
+      el("a", { href: listAddress() }, "← All features"),
+      el("a", { href: linkTo(row), title: "Permanent link to this feature" }, `Feature ${row.latent}`),
+      el("span", { class: `status ${row.status}` }, row.status), row.family && el("span", {}, row.family)),
+    el("h1", { tabindex: "-1", class: row.text.length > 90 && "long" }, heading),
+    STATUS_NOTES[row.status] && el("p", { class: "sub" }, STATUS_NOTES[row.status]),
+    !silent && el("div", { class: "facts" },
+      fact(`1 in ${whole(Math.round(1 / row.density))}`, "tokens make it fire", `density ${percent(row.density)}, ${whole(row.n_fired)} firings`),
+      fact(short(row.max_value), "strongest activation", "the maximum over the indexed tokens"),
+      fact(score(row.token_r2), "token R²", "1: the current token alone decides; 0: context decides")));
+}
+
+const STATUS_NOTES = {
+  abstained: "No rule predicted this feature better than the baselines do, so it has no label.",
+  rare: "It fires too seldom for a label to be fitted and scored.",
+  silent: "In all of the indexed text this latent was never active.",
+  unlabelled: "Labels have not been made for this feature.",
+};
+
+function body(row, details, documents) {
+  if (row.n_fired === 0) return [];
+  const panel = (name, note, ...content) => el("section", { class: "panel" }, el("h2", {}, name), note && el("p", { class: "sub" }, note), ...content);
+  const strength = panel("How strongly it fires", "Tokens by activation; note the logarithmic axis.", activationHistogram(details.histogram, row.max_value));
+  const triggers = panel("Fires on", "Tokens it fires on most often, and how often it fires when the token occurs.", triggerTable(details.triggers));
+  const lens = details.promoted[0].length > 0 &&
+    panel("Promotes and suppresses", "Next tokens that the feature makes more or less likely, by its direct path to the output.", lensTables(details));
+  const neighbours = panel("Points the same way", "Features with the most similar decoder direction, by cosine.", neighbourList(details.neighbours));
+  const card = scoreCard(details.scores);
+  return [
+    el("div", { class: "band" }, card || triggers, strength),
+    el("div", { class: "split" },
+      exampleSection(row, details, documents),
+      el("aside", {}, card && triggers, lens, neighbours)),
+  ];
+}
+
+/* ---- score card ---- */
+
+function scoreCard(s) {
+  if (s.f1 == null) return "";
+  const lines = [
+    { name: "This label", value: s.f1, low: s.f1_low, high: s.f1_high, main: true,
+      hint: s.f1_low == null ? "F1 on held-out text" : `F1 on held-out text, 95% interval ${score(s.f1_low)} to ${score(s.f1_high)}` },
+    { name: "Best single token", value: s.token_f1, hint: "the best rule that only looks at the current token" },
+    { name: "Another’s label", value: s.other_f1, hint: "the label of another feature that fires as often" },
+    { name: "Shuffled", value: s.shuffled_f1, hint: "as many predictions, at random places" },
+    { name: "Chance", value: s.chance, hint: "guessing at the rate at which the feature fires" },
+  ].filter((line) => line.value != null);
+  const part = (value, name, words) => value != null && el("div", { class: "part" }, el("b", {}, score(value)), el("span", { class: "name" }, name), el("span", { class: "hint" }, words));
+  const counts = s.n_test == null ? "" : `Firings: ${[[s.n_fit, "to fit"], [s.n_select, "to choose"], [s.n_test, "to score"]]
+    .filter(([n]) => n != null).map(([n, words]) => `${whole(n)} ${words}`).join(", ")}.`;
+  return el("section", { class: "panel" },
+    el("h2", {}, "Does the label hold?"),
+    el("p", { class: "sub" }, verdict(s)),
+    el("div", { class: "scorelines" }, lines.map(scoreLine)),
+    el("div", { class: "parts" },
+      part(s.precision, "precision", "when the label says so, how often it fires"),
+      part(s.recall, "recall", "of its firings, how many the label finds"),
+      part(s.auprc, "AUPRC", "precision averaged over all thresholds")),
+    counts && el("p", { class: "hint" }, counts));
+}
+
+function verdict(s) {
+  if (s.token_f1 == null) return "Scored once, on documents that had no part in making the label.";
+  const margin = s.f1 - s.token_f1;
+  if (margin >= 0.02) return `Yes, and better than any single token by ${score(margin)}.`;
+  return margin > -0.02 ? "As well as the best single token: a token detector." : `Less well than the best single token, by ${score(-margin)}.`;
+}
+
+/* ---- examples ---- */
+
+function exampleSection(row, details, documents) {
+  const section = el("section", { class: "examples" });
+  const draw = () => section.replaceChildren(
+    el("div", { class: "headline" }, el("h2", {}, "Text it fires on"), widthToggle(draw)),
+    ...strata(row, details, documents));
+  draw();
+  return section;
+}
+
+function widthToggle(draw) {
+  const choice = (words, value) => el("button", { type: "button", "aria-pressed": String(aligned === value), onclick: () => { aligned = value; draw(); } }, words);
+  return el("div", { class: "toggle", role: "group", "aria-label": "Width of the examples" }, choice("Short", true), choice("Full", false));
+}
+
+function strata(row, details, documents) {
+  let first = 0;
+  return details.strata.map((stratum) => {
+    const numbers = Array.from({ length: stratum.n }, (_, i) => first + i);
+    first += stratum.n;
+    return el("section", { class: "stratum" }, stratumTitle(stratum, row.max_value),
+      el("ol", {}, numbers.map((i) => exampleLine(exampleAt(details.examples, documents, i), row.max_value))));
+  });
+}
+
+function stratumTitle(stratum, max) {
+  if (stratum.name === "top") return el("h3", {}, "Strongest activations");
+  if (stratum.low == null) return el("h3", {}, stratum.name);
+  return el("h3", {}, el("span", { class: "swatch", "--a": (stratum.low + stratum.high) / 2 }),
+    `${short(stratum.low * max)} to ${short(stratum.high * max)}`,
+    el("span", {}, `${stratum.name.replace("-", "–")} of the maximum, ${percent(stratum.share)} of its firings`));
+}
+
+function exampleLine(example, max) {
+  return el("li", { class: "example" },
+    el("span", { class: "value", title: "activation at the underlined token" }, digits3(example.value)),
+    exampleText(example, max, { aligned, focusable: true }),
+    el("cite", { title: visible(`${example.title} — ${example.source}`) }, el("bdi", {}, visible(example.title || example.source))));
+}
+
+/* ---- tokens and neighbours ---- */
+
+function triggerTable([tokens, counts, rates]) {
+  return el("table", { class: "triggers" },
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Token"), el("th", { scope: "col" }, "Times"), el("th", { scope: "col", title: "P(fire | token)" }, "Fires when it occurs"))),
+    el("tbody", {}, tokens.map((token, i) => el("tr", {},
+      el("td", {}, chip(token)), el("td", {}, whole(counts[i])), el("td", {}, meter(rates[i], 1), el("span", {}, percent(rates[i])))))));
+}
+
+const meter = (value, top) => el("span", { class: "meter", "aria-hidden": "true", "--x": top ? Math.min(1, Math.abs(value) / top) : 0 });
+
+function lensTables({ promoted, suppressed }) {
+  const top = Math.max(...[...promoted[1], ...suppressed[1]].map(Math.abs));
+  const side = (name, [tokens, logits]) => el("div", {}, el("h3", {}, name),
+    el("ol", {}, tokens.map((token, i) => el("li", {}, chip(token), meter(logits[i], top), el("span", {}, score(logits[i]))))));
+  return el("div", { class: "lens" }, side("Promotes", promoted), side("Suppresses", suppressed));
+}
+
+function neighbourList([latents, cosines]) {
+  const line = (latent, i) => {
+    const row = atlas.byLatent.get(latent);
+    return row && el("li", {}, el("span", { class: "value" }, score(cosines[i])), labelCell(row));
+  };
+  return el("ol", { class: "neighbours" }, latents.map(line));
+}

@@ -1,0 +1,307 @@
+"""What the atlas shows, as plain JSON values: an index of all latents, and their details in chunks.
+
+Rows are latents in ascending order. The index holds what search, sorting and the first screen
+need; a chunk holds everything else of `CHUNK` consecutive rows. Numbers are rounded to
+`DIGITS` significant digits, and activations of an example are kept where they are not zero.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sae.errors import StoreError
+from sae.tokens import TokenSplit, TokenStore
+
+CHUNK = 64
+DIGITS = 3
+N_EXEMPLARS = 6
+N_SEARCH_TOKENS = 8
+STATUSES = ("labelled", "abstained", "unlabelled", "rare", "silent")
+LATENT_COLUMNS = (
+    *("latent", "n_fired", "density", "max_value", "mean_value", "histogram", "token_r2"),
+    *("promoted_tokens", "promoted_logits", "suppressed_tokens", "suppressed_logits"),
+    *("neighbours", "neighbour_cosines", "trigger_tokens", "trigger_counts", "trigger_rates"),
+)
+EXAMPLE_COLUMNS = ("latent", "stratum", "rank", "split", "position", "value", "start", "stop", "values")
+LABEL_COLUMNS = ("latent", "status")
+SCORES = (
+    *("precision", "recall", "f1", "f1_low", "f1_high", "auprc"),
+    *("token_f1", "other_f1", "shuffled_f1", "chance"),
+    *("n_fit", "n_select", "n_test", "beats_token"),
+)
+"""Columns of `labels.parquet` on the score card; one that is missing, or null, is not shown."""
+MODERATE_DENSITY = (1e-4, 2e-2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtlasInput:
+    """Everything that a page shows, as the stages left it."""
+
+    model: str
+    site: str
+    architecture: str
+    k: int | None
+    """Latents active at a token; none where the architecture does not fix it."""
+    n_tokens: int
+    """Tokens that the index was built from."""
+    latents: pa.Table
+    """`index/latents.parquet`, with `LATENT_COLUMNS`."""
+    examples: pa.Table
+    """`index/examples.parquet`, with `EXAMPLE_COLUMNS`."""
+    labels: pa.Table
+    """`labels/labels.parquet`, with `LABEL_COLUMNS` and as many of `family`, `text` and `SCORES` as there are."""
+    tokens: TokenStore
+    token_strings: Sequence[str]
+    """The decoded text of each token id."""
+    summary: Mapping[str, float | int | None] = field(default_factory=dict)
+    """`fvu, pca_fvu, l0, dead_fraction, ce_recovered, kl`; any may be missing. What `_label_summary` finds
+    is added, unless it is here."""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    """Lines of the footer: what → which digest, licence or source."""
+
+
+class Atlas:
+    """The tables of an `AtlasInput`, joined by latent.
+
+    Raises:
+        StoreError: a table lacks a column.
+    """
+
+    def __init__(self, given: AtlasInput) -> None:
+        _require(given.latents, LATENT_COLUMNS, "index/latents.parquet")
+        _require(given.examples, EXAMPLE_COLUMNS, "index/examples.parquet")
+        _require(given.labels, LABEL_COLUMNS, "labels/labels.parquet")
+        self.given = given
+        self.latents: list[dict[str, Any]] = given.latents.select(LATENT_COLUMNS).sort_by("latent").to_pylist()
+        by_latent = {label["latent"]: label for label in given.labels.to_pylist()}
+        self.labels = [_label(latent, by_latent.get(latent["latent"], {})) for latent in self.latents]
+        self.order = interesting_first(self.latents, self.labels)
+        self._examples = _ordered(given.examples)
+        owners = self._examples["latent"].to_numpy()
+        ids = [latent["latent"] for latent in self.latents]
+        self._bounds = np.searchsorted(owners, ids, "left"), np.searchsorted(owners, ids, "right")
+        self._splits: dict[str, TokenSplit] = {}
+
+    @property
+    def n_chunks(self) -> int:
+        return math.ceil(len(self.latents) / CHUNK)
+
+    def index(self) -> dict[str, Any]:
+        """What search, sorting and the first screen need."""
+        given = self.given
+        families = sorted({label["family"] for label in self.labels if label["family"]})
+        return {
+            "model": given.model,
+            "site": given.site,
+            "architecture": given.architecture,
+            "k": given.k,
+            "n_tokens": given.n_tokens,
+            "summary": {**_label_summary(self.labels), **{name: rounded(x) for name, x in given.summary.items()}},
+            "provenance": list(given.provenance.items()),
+            "chunk": CHUNK,
+            "tokens": list(given.token_strings),
+            "statuses": STATUSES,
+            "families": families,
+            "columns": {
+                **{
+                    name: [rounded(latent[name]) for latent in self.latents]
+                    for name in ("latent", "n_fired", "density", "max_value", "token_r2")
+                },
+                **{name: [label[name] for label in self.labels] for name in ("text", "f1", "token_f1", "auprc")},
+                "status": [STATUSES.index(label["status"]) for label in self.labels],
+                "family": [families.index(label["family"]) if label["family"] else -1 for label in self.labels],
+                "triggers": [latent["trigger_tokens"][:N_SEARCH_TOKENS] for latent in self.latents],
+            },
+            "order": self.order,
+            "exemplars": self._exemplars(),
+        }
+
+    def chunk(self, number: int) -> dict[str, Any]:
+        """The details of rows `number * CHUNK` and on."""
+        documents = _Documents()
+        rows = range(number * CHUNK, min((number + 1) * CHUNK, len(self.latents)))
+        return {"latents": [self._details(row, documents) for row in rows], "documents": documents.rows}
+
+    def _details(self, row: int, documents: "_Documents") -> dict[str, Any]:
+        latent = self.latents[row]
+        begin, end = int(self._bounds[0][row]), int(self._bounds[1][row])
+        names = self._examples["stratum"].slice(begin, end - begin).to_pylist()
+        return {
+            "latent": latent["latent"],
+            "mean_value": rounded(latent["mean_value"]),
+            "histogram": latent["histogram"],
+            "promoted": [latent["promoted_tokens"], _rounded_all(latent["promoted_logits"])],
+            "suppressed": [latent["suppressed_tokens"], _rounded_all(latent["suppressed_logits"])],
+            "neighbours": [latent["neighbours"], _rounded_all(latent["neighbour_cosines"])],
+            "triggers": [latent["trigger_tokens"], latent["trigger_counts"], _rounded_all(latent["trigger_rates"])],
+            "scores": {name: self.labels[row][name] for name in SCORES},
+            "strata": [
+                {"name": name, "n": names.count(name), **_range(name, latent["histogram"])}
+                for name in dict.fromkeys(names)
+            ],
+            "examples": self._example_columns(begin, end, documents),
+        }
+
+    def _example_columns(self, begin: int, end: int, documents: "_Documents") -> dict[str, list]:
+        """Examples `begin:end`, a list a column; `at` is the firing token's place in the window."""
+        found: dict[str, list] = {
+            name: [] for name in ("document", "position", "offset", "at", "value", "tokens", "where", "values")
+        }
+        for example in self._examples.slice(begin, end - begin).to_pylist():
+            split = self._split(example["split"])
+            position, start = example["position"], example["start"]
+            document, offset = split.locate(np.array([position]))
+            values = np.array(example["values"])
+            where = np.flatnonzero(values)
+            found["document"].append(documents.number(split, int(document[0])))
+            found["position"].append(position)
+            found["offset"].append(int(offset[0]))
+            found["at"].append(position - start)
+            found["value"].append(rounded(example["value"]))
+            found["tokens"].append(split.tokens[start : example["stop"]].tolist())
+            found["where"].append(where.tolist())
+            found["values"].append(_rounded_all(values[where].tolist()))
+        return found
+
+    def _exemplars(self) -> list[dict[str, Any]]:
+        """The latents of the first screen, each with its strongest example."""
+        chosen = []
+        for row in exemplary(self.order, self.labels, (self._bounds[1] > self._bounds[0]).tolist()):
+            documents = _Documents()
+            begin = int(self._bounds[0][row])
+            examples = self._example_columns(begin, begin + 1, documents)
+            chosen.append({"row": row, "examples": examples, "documents": documents.rows})
+        return chosen
+
+    def _split(self, name: str) -> TokenSplit:
+        if name not in self._splits:
+            self._splits[name] = self.given.tokens.split(name)
+        return self._splits[name]
+
+
+class _Documents:
+    """Documents that examples come from, each named once: `[split, source, title, n_tokens]`."""
+
+    def __init__(self) -> None:
+        self.rows: list[list] = []
+        self._numbers: dict[tuple[str, int], int] = {}
+
+    def number(self, split: TokenSplit, document: int) -> int:
+        key = (split.name, document)
+        if key not in self._numbers:
+            self._numbers[key] = len(self.rows)
+            n_tokens = int(split.document_starts[document + 1] - split.document_starts[document])
+            source, title = split.documents["source"][document], split.documents["title"][document]
+            self.rows.append([split.name, source, title, n_tokens])
+        return self._numbers[key]
+
+
+def interesting_first(latents: Sequence[Mapping], labels: Sequence[Mapping]) -> list[int]:
+    """Rows by what teaches most: labelled, far above the single-token baseline, of moderate density."""
+
+    def key(row: int) -> tuple:
+        label, density = labels[row], latents[row]["density"]
+        margin = (label["f1"] or 0.0) - (label["token_f1"] or 0.0)
+        low, high = MODERATE_DENSITY
+        extreme = 0.0 if low <= density <= high else 0.25
+        return STATUSES.index(label["status"]), extreme - margin, -(label["f1"] or 0.0), row
+
+    return sorted(range(len(latents)), key=key)
+
+
+def exemplary(order: Sequence[int], labels: Sequence[Mapping], has_example: Sequence[bool]) -> list[int]:
+    """The first rows of `order` that are labelled, scored and have an example, a family at a time."""
+    fit = [
+        row
+        for row in order
+        if labels[row]["status"] == "labelled" and labels[row]["f1"] is not None and has_example[row]
+    ]
+    distinct = _first_of(fit, [labels[row]["text"] for row in fit])
+    leaders = _first_of(distinct, [labels[row]["family"] for row in distinct])
+    taken = set(leaders)
+    return [*leaders, *(row for row in distinct if row not in taken)][:N_EXEMPLARS]
+
+
+def _first_of(rows: Sequence[int], keys: Sequence[str]) -> list[int]:
+    """Rows whose key no earlier row has."""
+    first = dict(zip(reversed(keys), reversed(rows), strict=True))
+    return [row for row, key in zip(rows, keys, strict=True) if first[key] == row]
+
+
+def rounded(value: float | int | None) -> float | int | None:
+    """A number with `DIGITS` significant digits (a whole number as it is); none for what is no number."""
+    if value is None or isinstance(value, int):
+        return value
+    if not math.isfinite(value):
+        return None
+    short = float(f"{value:.{DIGITS}g}")
+    return int(short) if short.is_integer() else short
+
+
+def _rounded_all(values: Sequence[float | int | None]) -> list[float | int | None]:
+    return [rounded(value) for value in values]
+
+
+def _label(latent: Mapping[str, Any], label: Mapping[str, Any]) -> dict[str, Any]:
+    unlabelled = "silent" if latent["n_fired"] == 0 else "unlabelled"
+    return {
+        "status": label.get("status") or unlabelled,
+        "family": label.get("family") or "",
+        "text": label.get("text") or "",
+        **{name: rounded(label.get(name)) for name in SCORES},
+    }
+
+
+def _label_summary(labels: Sequence[Mapping[str, Any]]) -> dict[str, float | int | None]:
+    """Share of live latents with a label, share of labels above the baseline, medians of held-out F1."""
+    labelled = [label for label in labels if label["status"] == "labelled"]
+    n_live = sum(label["status"] != "silent" for label in labels)
+    medians = {}
+    for name in ("f1", "token_f1"):
+        scores = [label[name] for label in labelled if label[name] is not None]
+        medians[name] = rounded(float(np.median(scores))) if scores else None
+    beats = [label["beats_token"] for label in labelled if label["beats_token"] is not None]
+    return {
+        "labelled_fraction": rounded(len(labelled) / n_live) if n_live else None,
+        "beats_fraction": rounded(sum(beats) / len(beats)) if beats else None,
+        **medians,
+    }
+
+
+def _range(stratum: str, histogram: Sequence[int]) -> dict[str, Any]:
+    """Of an interval such as `90-100%` of the maximum: its bounds and the share of firings in it."""
+    match = re.fullmatch(r"(\d+)\s*[-–]\s*(\d+)\s*%", stratum)
+    if not match:
+        return {}
+    low, high = int(match[1]) / 100, int(match[2]) / 100
+    n_bins, total = len(histogram), sum(histogram)
+    inside = sum(histogram[round(low * n_bins) : round(high * n_bins)])
+    return {"low": low, "high": high, "share": rounded(inside / total) if total else 0}
+
+
+def _ordered(examples: pa.Table) -> pa.Table:
+    """Examples by latent, then `top` first, intervals from high to low, other strata, each by rank."""
+
+    def place(stratum: str) -> tuple[int, float, str]:
+        interval = _range(stratum, ())
+        if stratum == "top":
+            return 0, 0.0, stratum
+        return (1, -interval["low"], stratum) if interval else (2, 0.0, stratum)
+
+    names = sorted(set(examples["stratum"].to_pylist()), key=place)
+    places = {name: number for number, name in enumerate(names)}
+    order = pa.array([places[name] for name in examples["stratum"].to_pylist()], pa.int32())
+    keyed = examples.select(EXAMPLE_COLUMNS).append_column("place", order)
+    keys = [("latent", "ascending"), ("place", "ascending"), ("rank", "ascending")]
+    return keyed.sort_by(keys).drop_columns("place").combine_chunks()
+
+
+def _require(table: pa.Table, columns: Sequence[str], name: str) -> None:
+    missing = [column for column in columns if column not in table.column_names]
+    if missing:
+        raise StoreError(f"{name}: lacks {', '.join(missing)}; has {', '.join(table.column_names)}")

@@ -1,0 +1,130 @@
+"""What stands at and around a position, as one integer key: the evidence that labels count.
+
+A column cuts all positions into groups of one key each: the token, the pair (previous token,
+token), the pair (kind of the previous token, token)... A `Slot` says which token it looks at and
+how closely; the keys of several slots are joined as digits of mixed radix, so that a key means
+the same in every view.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from analysis.label.forms import SHAPES, Forms, folds_of, forms_of
+from analysis.splits import View
+
+
+class Slot(NamedTuple):
+    """One token of the surroundings: `offset` from the position, seen as token, fold or shape."""
+
+    offset: int
+    table: Literal["token", "fold", "shape"]
+
+
+COLUMNS: dict[str, tuple[Slot, ...]] = {
+    "token": (Slot(0, "token"),),
+    "fold": (Slot(0, "fold"),),
+    "shape": (Slot(0, "shape"),),
+    "previous": (Slot(-1, "token"),),
+    "pair": (Slot(-1, "token"), Slot(0, "token")),
+    "triple": (Slot(-2, "token"), Slot(-1, "token"), Slot(0, "token")),
+    "previous_two": (Slot(-2, "token"), Slot(-1, "token")),
+    "shape_token": (Slot(-1, "shape"), Slot(0, "token")),
+    "previous_shape": (Slot(-1, "token"), Slot(0, "shape")),
+    "shapes": (Slot(-1, "shape"), Slot(0, "shape")),
+    "next": (Slot(1, "token"),),
+    "next_shape": (Slot(1, "shape"),),
+    "token_next": (Slot(0, "token"), Slot(1, "token")),
+    "token_next_shape": (Slot(0, "token"), Slot(1, "shape")),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """All that follows from the texts of the tokens alone; shared by all views."""
+
+    strings: tuple[str, ...]
+    forms: Forms
+    folds: np.ndarray
+    """`[vocabulary]`, int64: a token that stands for all of its fold."""
+    is_word: np.ndarray
+    """`[vocabulary]`, bool: three letters or more, such as a topic is told by."""
+
+    @classmethod
+    def of(cls, strings: tuple[str, ...]) -> "Vocabulary":
+        is_word = [len(text.strip()) >= 3 and text.strip().isalpha() for text in strings]
+        return cls(strings, forms_of(strings), folds_of(strings), np.array(is_word))
+
+    def values(self, table: str) -> np.ndarray:
+        """`[vocabulary]`: what a slot of this table sees of each token."""
+        return {"token": np.arange(len(self.strings)), "fold": self.folds, "shape": self.forms.shapes}[table]
+
+    def members(self, fold: int) -> np.ndarray:
+        """The tokens of a fold, ascending."""
+        return np.flatnonzero(self.folds == fold)
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """The groups of one column over one view; groups are numbered by ascending key."""
+
+    keys: np.ndarray
+    """`[n_groups]`, int64."""
+    groups: np.ndarray
+    """`[n]`, int32: group of each position."""
+    order: np.ndarray
+    """`[n_valid]`, int32: valid positions by group, ascending within one."""
+    starts: np.ndarray
+    """`[n_groups + 1]`: group g owns `order[starts[g]:starts[g + 1]]`."""
+
+    @property
+    def totals(self) -> np.ndarray:
+        """Valid positions of each group, `[n_groups]`."""
+        return np.diff(self.starts)
+
+    def lookup(self, keys: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(positions, scores) of all valid positions with one of `keys`; in no order."""
+        at = np.searchsorted(self.keys, keys)
+        at[at == len(self.keys)] = 0
+        known = self.keys[at] == keys
+        first, last = self.starts[at[known]], self.starts[at[known] + 1]
+        lengths = last - first
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return self.order[np.repeat(first, lengths) + within], np.repeat(scores[known], lengths)
+
+
+def column_of(view: View, vocabulary: Vocabulary, name: str) -> Column:
+    """Number the groups of column `name` over `view`."""
+    keys = np.zeros(len(view.tokens), dtype=np.int64)
+    for slot in COLUMNS[name]:
+        radix = len(vocabulary.strings) if slot.table != "shape" else len(SHAPES)
+        keys = keys * (radix + 1) + 1 + _seen(view, vocabulary.values(slot.table), slot.offset)
+    unique, groups = np.unique(keys, return_inverse=True)
+    valid = np.flatnonzero(view.valid)
+    order = valid[np.argsort(groups[valid], kind="stable")]
+    starts = np.concatenate([[0], np.cumsum(np.bincount(groups[valid], minlength=len(unique)))])
+    return Column(unique, groups.astype(np.int32), order.astype(np.int32), starts)
+
+
+def _seen(view: View, values: np.ndarray, offset: int) -> np.ndarray:
+    """`values` of the token at `offset` from each position; -1 outside the context."""
+    seen = np.roll(values[view.tokens], -offset)
+    if offset < 0:
+        return np.where(view.offsets + offset >= 0, seen, -1)
+    if offset > 0:
+        same = np.roll(np.arange(len(view.tokens)) - view.offsets, -offset) == np.arange(len(view.tokens)) - view.offsets
+        same[-offset:] = False
+        return np.where(same, seen, -1)
+    return seen
+
+
+def digits(key: int, name: str, vocabulary: Vocabulary) -> Sequence[tuple[Slot, int]]:
+    """What each slot of column `name` sees under `key`; -1 means outside the context."""
+    found = []
+    for slot in reversed(COLUMNS[name]):
+        radix = len(vocabulary.strings) if slot.table != "shape" else len(SHAPES)
+        key, digit = divmod(key, radix + 1)
+        found.append((slot, digit - 1))
+    return found[::-1]

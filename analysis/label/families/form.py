@@ -1,0 +1,37 @@
+"""Up to three classes of form: "numbers of four digits", "pieces that end in -ing"."""
+
+import numpy as np
+
+from analysis.config import LabelConfig
+from analysis.label.evidence import Evidence
+from analysis.label.forms import total_of
+from analysis.label.protocol import Clause, Named, Part, families
+
+MAX_CLASSES = 3
+
+
+@families.register("form")
+def fit(evidence: Evidence, cfg: LabelConfig) -> list[Part]:
+    indexed = evidence.indexed
+    forms, size = indexed.vocabulary.forms, len(indexed.vocabulary.strings)
+    hits = np.bincount(indexed.view.tokens[evidence.fired], minlength=size)
+    totals = evidence.token_totals()
+    class_hits = total_of(forms.table, hits)
+    class_totals = indexed.form_counts - total_of(forms.table, indexed.token_counts - totals)
+    known, base = float(evidence.n_true), evidence.n_predicted + evidence.n_firings
+    left = np.ones(size, dtype=bool)
+    clauses: list[Clause] = []
+    for _ in range(MAX_CLASSES):
+        gains = class_hits - cfg.atom_cost
+        rates = (known + gains) / (base + class_totals)
+        best = int(np.argmax(rates))
+        if gains[best] <= 0 or rates[best] <= known / base:
+            break
+        score = round(float(gains[best] / class_totals[best]), 6)
+        clauses.append(Clause(None, (), (score,), (Named("form", forms.names[best]),)))
+        known, base = known + float(gains[best]), base + int(class_totals[best])
+        taken = forms.table[:, best] & left
+        left &= ~taken
+        class_hits = class_hits - total_of(forms.table, hits * taken)
+        class_totals = class_totals - total_of(forms.table, totals * taken)
+    return [Part("form", tuple(clauses))] if clauses else []

@@ -1,0 +1,92 @@
+"""Passages by their words: the window of some 64 tokens to either side holds telling words.
+
+A word tells by its log-odds in the windows around firings against the rest of the text, with the
+text as a Dirichlet prior (Monroe, Colaresi and Quinn 2008, eq. 16-22). The topic stands alone
+("any token in passages with ...") or narrows a set of tokens.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from analysis.config import LabelConfig
+from analysis.label.evidence import Evidence
+from analysis.label.protocol import Clause, Part, Topic, families
+from analysis.label.tree import fit_chain
+
+MAX_WORDS = 40
+MIN_Z = 3.0
+PRIOR_TOKENS = 10_000
+MIN_LIFT, MIN_SHARE = 1.3, 0.5
+"""A topic narrows a token set if this many times more firings than tokens lie in it, and this
+share of all firings."""
+
+
+@families.register("topic")
+def fit(evidence: Evidence, cfg: LabelConfig) -> list[Part]:
+    topic = telling_words(evidence)
+    if topic is None:
+        return []
+    scores, blocks = topic.scores(evidence.indexed), evidence.indexed.blocks
+    hits = np.bincount(blocks.of[evidence.fired], minlength=len(blocks.starts))
+    totals = blocks.n_valid
+    if evidence.outside is not None:
+        totals = totals - np.bincount(blocks.of[evidence.outside], minlength=len(totals))
+    order = np.argsort(-scores, kind="stable")
+    n_hits, n_totals = np.cumsum(hits[order]), np.cumsum(totals[order])
+    ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))
+    n_hits, n_totals, levels = n_hits[ends], n_totals[ends], scores[order][ends]
+    parts = []
+    rates = (evidence.n_true + n_hits) / (evidence.n_predicted + evidence.n_firings + n_totals)
+    best = int(np.argmax(rates))
+    if levels[best] > 0 and n_hits[best] > cfg.atom_cost:
+        alone = replace(topic, threshold=_below(float(levels[best])))
+        score = round(float(n_hits[best] - cfg.atom_cost) / float(n_totals[best]), 6)
+        parts.append(Part("topic", (Clause(None, (), (score,), (alone,)),)))
+    shares, ground = n_hits / max(len(evidence.fired), 1), n_totals / evidence.n_ground
+    best = int(np.argmax(shares - ground))
+    if levels[best] > 0 and shares[best] >= max(MIN_SHARE, MIN_LIFT * ground[best]):
+        narrow = replace(topic, threshold=_below(float(levels[best])))
+        parts += _narrowed(evidence, cfg, narrow, scores >= narrow.threshold)
+    return parts
+
+
+def telling_words(evidence: Evidence) -> Topic | None:
+    """The words of the windows around firings, with no threshold yet; none if no word tells."""
+    indexed = evidence.indexed
+    blocks, size = indexed.blocks, len(indexed.vocabulary.strings)
+    fires = np.bincount(blocks.of[evidence.fired], minlength=len(blocks.starts)) > 0
+    reach = np.concatenate([[0], np.cumsum(fires)])
+    near = reach[blocks.last] > reach[blocks.first]
+    tokens = indexed.view.tokens
+    inside = np.bincount(tokens[np.repeat(near, np.diff(blocks.starts, append=len(tokens)))], minlength=size)
+    z, delta = _log_odds(inside, indexed.all_counts)
+    z[~indexed.vocabulary.is_word] = 0
+    order = np.argsort(-z, kind="stable")[:MAX_WORDS]
+    order = order[z[order] > MIN_Z]
+    if len(order) == 0:
+        return None
+    return Topic(tuple(order.tolist()), tuple(np.round(delta[order], 3).tolist()), 0.0)
+
+
+def _log_odds(inside: np.ndarray, everywhere: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(z-score, log-odds ratio) of each word, inside against outside, `[vocabulary]`."""
+    outside = everywhere - inside
+    prior = PRIOR_TOKENS * (everywhere + 0.01) / (everywhere + 0.01).sum()
+    here, there = inside + prior, outside + prior
+    delta = np.log(here / (here.sum() - here)) - np.log(there / (there.sum() - there))
+    return delta / np.sqrt(1 / here + 1 / there), delta
+
+
+def _narrowed(evidence: Evidence, cfg: LabelConfig, topic: Topic, is_on: np.ndarray) -> list[Part]:
+    view, blocks = evidence.indexed.view, evidence.indexed.blocks
+    on = is_on[blocks.of] & view.valid
+    if evidence.outside is not None:
+        on[evidence.outside] = False
+    clauses = fit_chain(evidence.masked(np.flatnonzero(on)), ("fold", "token"), cfg.atom_cost, (topic,))
+    return [Part("topic", clauses)] if clauses else []
+
+
+def _below(level: float) -> float:
+    """A threshold in decimal that `level` passes."""
+    return float(np.floor(level * 1000 - 0.5) / 1000)

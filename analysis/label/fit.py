@@ -1,0 +1,114 @@
+"""Labels for all latents, honestly: fitted on one split, chosen on another, scored once on a third.
+
+    records = labels(fit, select, test, cfg);  facts = write(records, out)
+
+Every latent has a record, whatever becomes of it: `labelled`, `abstained`, `rare` or `silent`.
+"""
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import analysis.label.families  # noqa: F401 - enters the families
+from analysis.config import LabelConfig
+from analysis.label.choose import choose
+from analysis.label.columns import Vocabulary
+from analysis.label.grade import grade
+from analysis.label.indexed import Indexed
+from analysis.label.record import LabelRecord
+from analysis.splits import FitView, SelectView, TestView
+from sae.files import publish, write_json
+
+N_DIGITS = 6
+STATUSES = ("labelled", "abstained", "rare", "silent")
+
+
+def labels(fit: FitView, select: SelectView, test: TestView, cfg: LabelConfig) -> list[LabelRecord]:
+    """One record a latent, in order. All labels are frozen before the test split is looked at."""
+    vocabulary = Vocabulary.of(fit.strings)
+    fitting, selecting = Indexed(fit, vocabulary), Indexed(select, vocabulary)
+    choices = [choose(fitting, selecting, latent, cfg) for latent in range(fit.n_latents)]
+    return grade(choices, fitting, select, Indexed(test, vocabulary), cfg)
+
+
+def write(records: list[LabelRecord], out: Path) -> dict[str, Any]:
+    """Write `labels.parquet` and `labels.json`; returns the facts of the box.
+
+    `labels.json` is a list of records with all fields of `LabelRecord`. `labels.parquet` has the
+    same, one row a latent, with `scores`, `token`, `token_set` and `other` as structs, and `rule`
+    as a JSON string. Numbers are rounded to 6 decimals; equal records give equal bytes.
+    """
+    import json
+
+    rows = [_rounded(asdict(record)) for record in records]
+    write_json(out / "labels.json", rows)
+    flat = [row | {"rule": json.dumps(row["rule"], sort_keys=True) if row["rule"] else None} for row in rows]
+    publish(out / "labels.parquet", lambda path: pq.write_table(pa.Table.from_pylist(flat, schema=_schema()), path))
+    return facts(records)
+
+
+def facts(records: list[LabelRecord]) -> dict[str, Any]:
+    """What the labels are worth as a whole, for the manifest.
+
+    `labelled_fraction` and `abstained_fraction` are shares of the live latents (all but silent);
+    `beats_token_fraction` and the medians are over labelled latents.
+    """
+    status = Counter(record.status for record in records)
+    labelled = [record for record in records if record.scores and record.token]
+    n_live = len(records) - status["silent"]
+    better = sum(bool(record.beats_token) for record in labelled)
+    return {
+        "n_by_status": {name: status[name] for name in STATUSES},
+        "n_by_family": dict(sorted(Counter(record.family or "" for record in labelled).items())),
+        "n_live": n_live,
+        "labelled_fraction": _share(status["labelled"], n_live),
+        "abstained_fraction": _share(status["abstained"], n_live),
+        "beats_token_fraction": _share(better, len(labelled)),
+        "beats_token_or_abstained_fraction": _share(better + status["abstained"], n_live),
+        "median_f1": _median([r.scores.f1 for r in labelled if r.scores]),
+        "median_auprc": _median([r.scores.auprc for r in labelled if r.scores]),
+        "median_token_f1": _median([r.token.f1 for r in labelled if r.token]),
+        "median_token_auprc": _median([r.token.auprc for r in labelled if r.token]),
+        "median_token_set_f1": _median([r.token_set.f1 for r in labelled if r.token_set]),
+        "median_other_f1": _median([r.other.f1 for r in labelled if r.other]),
+        "median_shuffled_f1": _median([r.shuffled_f1 for r in labelled if r.shuffled_f1 is not None]),
+    }
+
+
+def _share(part: int, whole: int) -> float:
+    return round(part / whole, N_DIGITS) if whole else 0.0
+
+
+def _median(values: list[float]) -> float | None:
+    return round(float(np.median(values)), N_DIGITS) if values else None
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, N_DIGITS)
+    if isinstance(value, dict):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(entry) for entry in value]
+    return value
+
+
+def _schema() -> pa.Schema:
+    number, whole, text = pa.float64(), pa.int64(), pa.string()
+    scores = pa.struct(
+        [("n_predicted", whole), ("n_true", whole)]
+        + [(name, number) for name in ("precision", "recall", "f1", "iou", "auprc", "pearson")]
+    )
+    return pa.schema(
+        [("latent", whole), ("status", text), ("text", text), ("family", text), ("n_atoms", whole), ("rule", text)]
+        + [(name, whole) for name in ("n_fit", "n_select", "n_test")]
+        + [("select_f1", number), ("scores", scores), ("f1_low", number), ("f1_high", number)]
+        + [("decile_recall", pa.list_(number)), ("shares", pa.list_(number)), ("beats_token", pa.bool_())]
+        + [("token_text", text), ("token", scores), ("token_set", scores), ("other_latent", whole), ("other", scores)]
+        + [("shuffled_f1", number), ("shuffled_auprc", number), ("token_r2", number)]
+    )

@@ -1,0 +1,127 @@
+"""Rules in English. The sentence says what the predictor tests, and nothing else."""
+
+from collections.abc import Sequence
+
+from analysis.label.columns import Slot, Vocabulary, digits
+from analysis.label.forms import SHAPES
+from analysis.label.places import PLACES
+from analysis.label.protocol import Clause, Filter, Label, Named, Part
+
+MAX_ATOMS = 8
+MAX_FORMS = 3
+MAX_WORDS = 4
+LEFT, RIGHT = "\u201c", "\u201d"
+
+
+def sentence(label: Label, vocabulary: Vocabulary, shares: Sequence[float] = ()) -> str:
+    """The label as a sentence; `shares` of firings are told where there are alternatives."""
+    parts = [_part(part, vocabulary) for part in label.parts]
+    if len(parts) > 1 and shares:
+        parts = [f"{text} ({share:.0%})" for text, share in zip(parts, shares, strict=True)]
+    return f"Fires on {'; or on '.join(parts)}."
+
+
+def show(text: str) -> str:
+    """A token in quotation marks: spaces are dropped, line breaks shown, a continuation marked."""
+    if text.strip() == "":
+        named = {"\n": "line break", "\n\n": "blank line", " ": "space", "\t": "tab"}
+        return named.get(text, LEFT + text.replace("\n", "\u21b5").replace(" ", "\u2423") + RIGHT)
+    is_continuation = text[0].isalpha() and text[0].islower()
+    return LEFT + ("-" if is_continuation else "") + text.strip().replace("\n", "\u21b5") + RIGHT
+
+
+def _part(part: Part, vocabulary: Vocabulary) -> str:
+    """Atoms in the order of the clauses, the first few of them named."""
+    by_filters: dict[tuple[Filter, ...], list[Clause]] = {}
+    for clause in part.clauses:
+        by_filters.setdefault(clause.filters if clause.column else (), []).append(clause)
+    return " or ".join(
+        _atoms(clauses, vocabulary) + "".join(_condition(condition, vocabulary) for condition in filters)
+        for filters, clauses in by_filters.items()
+    )
+
+
+def _atoms(clauses: Sequence[Clause], vocabulary: Vocabulary) -> str:
+    atoms: list[tuple[str, str, str]] = []
+    n_keys = sum(max(len(clause.keys), 1) for clause in clauses)
+    is_folded = False
+    for clause in clauses:
+        if clause.column is None:
+            atoms.append((_subject_of(clause.filters, vocabulary), "", ""))
+        for key in clause.keys[: MAX_ATOMS - len(atoms)]:
+            seen = digits(key, clause.column or "", vocabulary)
+            is_folded |= seen[0][0].table == "fold" and len(vocabulary.members(seen[0][1])) > 1
+            relation, context = _context(seen, vocabulary)
+            atoms.append((_subject(seen, vocabulary, n_keys), relation, context))
+    text = _grouped(atoms)
+    if is_folded and n_keys > MAX_FORMS:
+        text += " (in any case, singular or plural)"
+    hidden = n_keys - len(atoms)
+    return text + (f" and {hidden} more such rule{'s' if hidden > 1 else ''}" if hidden else "")
+
+
+def _grouped(atoms: Sequence[tuple[str, str, str]]) -> str:
+    """Atoms of one subject share it, then subjects of the same contexts share those."""
+    contexts: dict[str, list[tuple[str, str]]] = {}
+    for subject, relation, context in atoms:
+        entry = contexts.setdefault(subject, [])
+        if (relation, context) not in entry:
+            entry.append((relation, context))
+    subjects: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for subject, entry in contexts.items():
+        subjects.setdefault(tuple(entry), []).append(subject)
+    phrases = []
+    for entry, names in subjects.items():
+        relations: dict[str, list[str]] = {}
+        for relation, context in entry:
+            relations.setdefault(relation, []).append(context)
+        tail = [f"{relation} {_listed(items)}" for relation, items in relations.items() if relation]
+        phrases.append(" ".join([_listed(names), " or ".join(tail)]).strip())
+    return "; ".join(phrases) if any(entry != (("", ""),) for entry in subjects) else phrases[0]
+
+
+def _listed(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " or " + items[-1]
+
+
+def _subject(seen: Sequence[tuple[Slot, int]], vocabulary: Vocabulary, n_keys: int) -> str:
+    """What the current token must be."""
+    for slot, value in seen:
+        if slot.offset == 0 and slot.table == "fold":
+            members = [show(vocabulary.strings[token]) for token in vocabulary.members(value)]
+            shown = list(dict.fromkeys(members))
+            if n_keys <= MAX_FORMS:
+                return _listed(shown)
+            return min(shown, key=lambda text: (text.startswith(LEFT + "-"), len(text), text.lower()))
+        if slot.offset == 0:
+            return SHAPES[value][1] if slot.table == "shape" else show(vocabulary.strings[value])
+    return "any token"
+
+
+def _context(seen: Sequence[tuple[Slot, int]], vocabulary: Vocabulary) -> tuple[str, str]:
+    """("after", what), ("just before", what) or two empty strings."""
+    around = [(slot, value) for slot, value in seen if slot.offset != 0]
+    if not around:
+        return "", ""
+    relation = "after" if around[0][0].offset < 0 else "just before"
+    if any(value < 0 for _, value in around):
+        return relation, "the edge of the context window"
+    if around[0][0].table == "shape":
+        return relation, SHAPES[around[0][1]][1]
+    return relation, show("".join(vocabulary.strings[value] for _, value in around))
+
+
+def _subject_of(filters: Sequence[Filter], vocabulary: Vocabulary) -> str:
+    """The subject of a clause without keys."""
+    head = filters[0]
+    if isinstance(head, Named) and head.kind == "form":
+        return vocabulary.forms.phrases[head.name]
+    return "any token" + "".join(_condition(condition, vocabulary) for condition in filters)
+
+
+def _condition(condition: Filter, vocabulary: Vocabulary) -> str:
+    if isinstance(condition, Named):
+        phrase = PLACES[condition.name] if condition.kind == "place" else vocabulary.forms.phrases[condition.name]
+        return f", but not {phrase}" if condition.is_negated else f", {phrase}"
+    words = [show(" " + vocabulary.strings[token].strip()) for token in condition.words]
+    return f", in passages with words such as {_listed(list(dict.fromkeys(words))[:MAX_WORDS])}"

@@ -1,0 +1,89 @@
+"""Which keys to name so that F1 is greatest: exact pruning of nested groups.
+
+With tp = sum of hits over the chosen groups and P = sum of their totals, F1 = 2 tp / (P + N) for N
+firings. Its maximum is found by Dinkelbach's iteration: for a rate r, choose the groups that
+maximise sum(hits - cost - r totals), set r = tp / (P + N), repeat. The cost of a group, in
+firings, is both the price of a longer label and a discount against keys that fit by luck. In a
+chain of nested columns (token, pair, triple) a group is named whole, by its parts, or not at all:
+the best choice for a rate is a sum over the tree, from the leaves to the root.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.label.evidence import Evidence
+from analysis.label.protocol import Clause, Filter
+
+MAX_ROUNDS = 12
+
+
+@dataclass(frozen=True, eq=False)
+class _Level:
+    hits: np.ndarray
+    totals: np.ndarray
+    parent: np.ndarray
+    """`[g]`: index of the group of the level above that holds this one."""
+
+
+def fit_chain(
+    evidence: Evidence, columns: Sequence[str], cost: float, filters: tuple[Filter, ...] = ()
+) -> tuple[Clause, ...]:
+    """The clauses over nested `columns`, coarsest first, that fit the evidence best."""
+    if len(evidence.fired) == 0:
+        return ()
+    groups = [evidence.groups(column) for column in columns]
+    parents = [np.zeros(len(groups[0].ids), dtype=np.int64)]
+    for i in range(1, len(columns)):
+        above = evidence.indexed.parents(columns[i], columns[i - 1])[groups[i].ids]
+        parents.append(np.searchsorted(groups[i - 1].ids, above))
+    levels = [
+        _Level(group.hits - cost, group.totals.astype(np.float64), parent)
+        for group, parent in zip(groups, parents, strict=True)
+    ]
+    chosen = _maximise(levels, evidence)
+    clauses = []
+    for column, group, level, take in zip(columns, groups, levels, chosen, strict=True):
+        if take.any():
+            order = np.flatnonzero(take)
+            order = order[np.argsort(-group.hits[order], kind="stable")]
+            keys = evidence.indexed.column(column).keys[group.ids[order]]
+            scores = level.hits[order] / level.totals[order]
+            clauses.append(Clause(column, tuple(keys.tolist()), tuple(np.round(scores, 6).tolist()), filters))
+    return tuple(clauses)
+
+
+def _maximise(levels: list[_Level], evidence: Evidence) -> list[np.ndarray]:
+    """The groups to name at each level, `[g]` bool each."""
+    known, base = evidence.n_true, evidence.n_predicted + evidence.n_firings
+    rate = max(known / base, float(np.max((known + levels[0].hits) / (base + levels[0].totals))))
+    chosen = [np.zeros(len(level.hits), dtype=bool) for level in levels]
+    for _ in range(MAX_ROUNDS):
+        attempt = _prune(levels, rate)
+        n_true = known + sum(float(level.hits[take].sum()) for level, take in zip(levels, attempt, strict=True))
+        n_both = base + sum(float(level.totals[take].sum()) for level, take in zip(levels, attempt, strict=True))
+        if n_true / n_both < rate - 1e-12:
+            break
+        chosen, before, rate = attempt, rate, n_true / n_both
+        if rate - before < 1e-12:
+            break
+    return chosen
+
+
+def _prune(levels: list[_Level], rate: float) -> list[np.ndarray]:
+    """The choice of groups that maximises sum(hits - rate * totals)."""
+    whole: list[np.ndarray] = []
+    below = np.zeros(len(levels[-1].hits))
+    for level, above in zip(levels[::-1], [*levels[-2::-1], None], strict=True):
+        gain = level.hits - rate * level.totals
+        whole.append((gain > 0) & (gain >= below))
+        value = np.maximum(np.maximum(gain, below), 0)
+        if above is not None:
+            below = np.bincount(level.parent, weights=value, minlength=len(above.hits))
+    chosen, covered = [], np.zeros(1, dtype=bool)
+    for level, take in zip(levels, whole[::-1], strict=True):
+        inherited = covered[level.parent]
+        chosen.append(take & ~inherited)
+        covered = take | inherited
+    return chosen

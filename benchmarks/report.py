@@ -1,0 +1,91 @@
+"""Results → tables: `docs/benchmarks.md`, and the marked parts of README.md, from `docs/results/*.json`.
+
+python -m benchmarks.report
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from sae.files import write_text
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "results"
+
+
+def main() -> None:
+    parts = ["# Benchmarks\n", _ABOUT]
+    for name, section in (("atlas", _atlas_section), ("harvest", _harvest_section)):
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            result = json.loads(path.read_text())
+            parts += [section(result["figures"]), _origin(result)]
+    write_text(ROOT / "docs" / "benchmarks.md", "\n".join(parts))
+    atlas = RESULTS / "atlas.json"
+    if atlas.exists():
+        _fill(ROOT / "README.md", "atlas", quality_table(json.loads(atlas.read_text())["figures"]))
+
+
+def quality_table(figures: dict[str, Any]) -> str:
+    """What the embedded dictionary reaches on held-out documents."""
+    rows = [
+        ("unexplained variance (FVU), held-out documents", f"**{figures['fvu']:.3f}**"),
+        ("the same of a PCA with as many active components", f"{figures['pca_fvu']:.3f}"),
+        ("active latents a token (L0)", f"{figures['l0']:.1f}"),
+        ("dead latents", f"{figures['dead_fraction']:.1%}"),
+        ("cross-entropy recovered (against mean ablation)", f"{figures['ce_recovered']:.3f}"),
+        ("KL from the clean model, nats a token", f"{figures['kl']:.3f}"),
+        ("live latents with a label", f"{figures['labelled_fraction']:.0%}"),
+    ]
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _atlas_section(figures: dict[str, Any]) -> str:
+    lines = ["## The main job: `make atlas`, set-up excluded\n", "| stage | seconds |", "|---|---|"]
+    lines += [f"| {name} | {seconds:.1f} |" for name, seconds in figures["seconds"].items()]
+    lines += [
+        f"| **all, with start-up** | **{figures['total_seconds']:.0f}** |",
+        f"\nPeak memory {figures['peak_memory_bytes'] / 1e9:.2f} GB; the atlas is {figures['atlas_bytes'] / 1e6:.0f} MB.\n",
+        quality_table(figures),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _harvest_section(figures: dict[str, Any]) -> str:
+    lines = [
+        "## Harvest against a plain forward pass\n",
+        f"Tokens a second, {figures['precision']}, medians of {figures['rounds']} alternating rounds. Plain: the whole model",
+        "with a hook on the module, kept in memory. Ours: to sharded safetensors with fsync.\n",
+        "| case | plain | ours | ratio |",
+        "|---|---|---|---|",
+    ]
+    for name, case in figures["cases"].items():
+        plain, ours = case["plain_tokens_per_second"], case["sae_tokens_per_second"]
+        lines.append(f"| {name} | {plain:,} | {ours:,} | **{case['ratio']:.2f}×** |")
+    return "\n".join([*lines, ""])
+
+
+def _origin(result: dict[str, Any]) -> str:
+    hardware = result["hardware"]
+    return (
+        f"<sub>`{result['command']}`, {result['date']}, {hardware['cpu']}, {hardware['threads']} threads, "
+        f"torch {hardware['torch']}{', ' + hardware['gpu'] if hardware['gpu'] else ''}</sub>\n"
+    )
+
+
+def _fill(path: Path, name: str, content: str) -> None:
+    """Replace what stands between `<!-- name -->` and `<!-- /name -->`."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    text = path.read_text(encoding="utf-8")
+    assert pattern.search(text), f"{path} has no place for {name}"
+    write_text(path, pattern.sub(lambda match: match[1] + content + "\n" + match[2], text))
+
+
+_ABOUT = """Every table here is made by `make bench` from `docs/results/*.json`, none is typed. Absolute speeds depend on the
+machine and on what else it does; ratios are of alternating rounds in one run.
+"""
+
+if __name__ == "__main__":
+    main()

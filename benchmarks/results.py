@@ -1,0 +1,43 @@
+"""One form for every result: what was run, on what, when, and the figures."""
+
+import datetime
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae.files import write_json
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+
+
+def save(name: str, figures: dict[str, Any]) -> Path:
+    """Write `docs/results/<name>.json`."""
+    path = RESULTS / f"{name}.json"
+    command = f"python -m benchmarks.{name} " + " ".join(sys.argv[1:])
+    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    write_json(path, {"command": command.strip(), "hardware": hardware(), "date": date, "figures": figures})
+    return path
+
+
+def hardware() -> dict[str, Any]:
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                flags = " (bfloat16)" if torch.cpu._is_avx512_bf16_supported() else ""
+                return line.split(":", 1)[1].strip() + flags
+    return platform.processor() or platform.machine()

@@ -1,0 +1,98 @@
+"""The network under study: load it, say exactly which one it is, run it in a chosen precision."""
+
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from sae.config import ModelConfig
+from sae.errors import DataError
+from sae.files import sha256_file
+from sae.text import EMBEDDED
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A causal language model in evaluation mode with its tokenizer."""
+
+    name: str
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    digest: str
+    """Stands for the weights: SHA-256 of a folder's files, or the commit on the hub."""
+    precision: str
+    """`float32` or `bfloat16`, resolved."""
+    device: torch.device
+
+    def autocast(self) -> AbstractContextManager:
+        """The context in which every forward pass of a run is made."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def load(cfg: ModelConfig, device: torch.device | None = None) -> Subject:
+    """Load a model and its tokenizer; weights are read from safetensors only.
+
+    Raises:
+        DataError: there is no such model, or it has no safetensors weights.
+    """
+    device = device or default_device()
+    folder = EMBEDDED / "model" if cfg.name == "embedded" else Path(cfg.name)
+    where = str(folder) if folder.is_dir() else cfg.name
+    if cfg.name == "embedded" and not folder.is_dir():
+        raise DataError(f"{folder}: the embedded model is missing; reinstall the package")
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=cfg.revision)
+        model = AutoModelForCausalLM.from_pretrained(
+            where, revision=cfg.revision, use_safetensors=True, dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise DataError(f"model.name = {cfg.name!r}: cannot be loaded: {first_line}") from None
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise DataError(
+            f"model.name = {cfg.name!r}: its tokenizer has {len(tokenizer)} tokens, "
+            f"its embedding {model.get_input_embeddings().num_embeddings}; they do not belong together"
+        )
+    digest = _folder_digest(folder) if folder.is_dir() else f"hub:{model.config._commit_hash}"
+    precision = resolve_precision(cfg.precision, device)
+    return Subject(cfg.name, model.eval().to(device).requires_grad_(False), tokenizer, digest, precision, device)
+
+
+def default_device() -> torch.device:
+    """The accelerator where there is one, else the CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`auto` becomes bfloat16 where `device` multiplies it natively, float32 elsewhere."""
+    if precision != "auto":
+        return precision
+    native: Callable[[], bool] = torch.cuda.is_bf16_supported if device.type == "cuda" else _cpu_has_bfloat16
+    return "bfloat16" if device.type in ("cuda", "cpu") and native() else "float32"
+
+
+def _cpu_has_bfloat16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def max_context(model: nn.Module) -> int | None:
+    """Positions that the model can attend over, where its configuration says so."""
+    config = getattr(model, "config", None)
+    return getattr(config, "max_position_embeddings", None)
+
+
+def _folder_digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*")):
+        if file.suffix in {".safetensors", ".json"}:
+            digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    return f"sha256:{digest.hexdigest()}"

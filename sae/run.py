@@ -1,0 +1,270 @@
+"""One run: one frozen description → eight boxes in one folder.
+
+    tokens → activations → dictionary → evaluation
+                                      → codes → index  ┐
+                                              → labels ┴→ atlas
+
+Each box is built by one function from the boxes before it, skipped if its inputs have not
+changed, resumed if it was killed. `summary.json` gathers the run's figures.
+"""
+
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae.config import to_json
+from sae.errors import ConfigError
+from sae.files import read_json, write_json
+from sae.run_config import RunConfig
+from sae.stage import Box, stage
+
+if TYPE_CHECKING:
+    from analysis.label.protocol import LabelRecord
+    from sae.model import Subject
+
+log = logging.getLogger(__name__)
+STAGES = ("tokens", "activations", "dictionary", "evaluation", "codes", "index", "labels", "atlas")
+
+
+@dataclass
+class Run:
+    """The boxes of one run, each built at most once when it is asked for."""
+
+    cfg: RunConfig
+    out: Path
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def _stage(self, name: str, inputs: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]) -> Box:
+        """Build or skip a box; the time of a box that was built is kept beside it."""
+        started, built = time.monotonic(), []
+
+        def timed(path: Path) -> Mapping[str, Any]:
+            built.append(True)
+            return build(path)
+
+        box = stage(self.out / name, inputs, timed)
+        times = self.out / "seconds.json"
+        recorded = read_json(times) if times.exists() else {}
+        if built:
+            recorded[name] = round(time.monotonic() - started, 2)
+            write_json(times, recorded)
+        self.seconds[name] = recorded.get(name, 0.0)
+        return box
+
+    @cached_property
+    def subject(self) -> "Subject":
+        from sae.model import load
+
+        return load(self.cfg.model)
+
+    @cached_property
+    def tokens(self) -> Box:
+        from sae import model, text, tokens
+
+        inputs = {
+            "data": to_json(self.cfg.data),
+            "text": text.source_digest(self.cfg.data),
+            "model": self.subject.digest,
+        }
+        limit = model.max_context(self.subject.model)
+        if limit is not None and self.cfg.data.context > limit:
+            raise ConfigError(f"data.context = {self.cfg.data.context}: must be at most the model's {limit} positions")
+        cfg = self.cfg.data
+        return self._stage(
+            "tokens", inputs, lambda out: tokens.build(text.documents(cfg), self.subject.tokenizer, cfg, out)
+        )
+
+    @cached_property
+    def activations(self) -> Box:
+        from sae.harvest import harvest
+        from sae.tokens import TokenStore
+
+        cfg, subject = self.cfg.harvest, self.subject
+        inputs = {
+            "tokens": self.tokens.digest,
+            "model": subject.digest,
+            "name": subject.name,
+            "precision": subject.precision,
+            "harvest": to_json(cfg),
+        }
+        store = TokenStore(self.tokens)
+        return self._stage(
+            "activations", inputs, lambda out: harvest(subject.model, cfg.sites, store, out, cfg, subject.autocast)
+        )
+
+    @cached_property
+    def dictionary(self) -> Box:
+        from sae.store import ActivationStore
+        from train.trainer import Data, fit
+
+        store, site, cfg = ActivationStore(self.activations), self.cfg.site, self.cfg
+        data = Data(store.split(site, "train"), store.split(site, "select"), self.activations.facts["sites"][site])
+        facts = {"site": site, "model": self.subject.name, "model_digest": self.subject.digest}
+        inputs = {
+            "activations": self.activations.digest,
+            "type": cfg.sae_type,
+            "sae": to_json(cfg.sae),
+            "train": to_json(cfg.train),
+            "seed": cfg.seed,
+        }
+        logs = self.out / "logs"
+        return self._stage(
+            "dictionary",
+            inputs,
+            lambda out: fit(data, cfg.sae_type, cfg.sae, cfg.train, cfg.seed, facts, out, logs),
+        )
+
+    @cached_property
+    def evaluation(self) -> Box:
+        cfg = self.cfg.analysis.index
+        inputs = {"dictionary": self.dictionary.digest, "tokens": cfg.evaluation_tokens}
+        return self._stage("evaluation", inputs, self._evaluate)
+
+    def _evaluate(self, out: Path) -> dict[str, Any]:
+        """Held-out figures of the dictionary on the test documents, and its linear rival's."""
+        import torch
+
+        from sae import hub
+        from sae.store import ActivationStore
+        from sae.tokens import TokenStore
+        from train import evaluate
+
+        store, site = ActivationStore(self.activations), self.cfg.site
+        dictionary = hub.load(self.dictionary.path).to(self.subject.device)
+        test, train = store.split(site, "test"), store.split(site, "train")
+        figures: dict[str, Any] = evaluate.reconstruct(dictionary, test, self.subject.device).result()
+        figures["pca_fvu"] = evaluate.pca_fvu(train, test, max(1, round(figures["l0"])))
+        mean = torch.tensor(self.activations.facts["sites"][site]["mean"])
+        figures |= evaluate.splice(
+            self.subject,
+            dictionary,
+            site,
+            mean,
+            TokenStore(self.tokens).split("test"),
+            store.skip_positions,
+            self.cfg.analysis.index.evaluation_tokens,
+            self.cfg.harvest.batch_tokens,
+        )
+        write_json(out / "evaluation.json", figures)
+        return figures
+
+    @cached_property
+    def codes(self) -> Box:
+        from analysis import encode
+        from sae import hub
+        from sae.store import ActivationStore
+        from sae.tokens import TokenStore
+
+        cfg = self.cfg.analysis.index
+        inputs = {"dictionary": self.dictionary.digest, "limits": [cfg.tokens, cfg.label_tokens]}
+        store, n_latents = ActivationStore(self.activations), self.cfg.sae.n_latents
+        return self._stage(
+            "codes",
+            inputs,
+            lambda out: encode.build(
+                hub.load(self.dictionary.path), n_latents, store, self.cfg.site, TokenStore(self.tokens), cfg, out
+            ),
+        )
+
+    @cached_property
+    def index(self) -> Box:
+        from analysis import index
+        from analysis.codes import open_codes
+        from sae import hub
+        from sae.tokens import TokenStore
+
+        cfg, codes = self.cfg.analysis.index, self.codes
+        inputs = {"codes": codes.digest, "index": to_json(cfg)}
+        return self._stage(
+            "index",
+            inputs,
+            lambda out: index.build(
+                open_codes(codes, "train"),
+                hub.load(self.dictionary.path).directions.detach(),
+                self.subject.model,
+                TokenStore(self.tokens).split("train"),
+                codes.facts["n_rows"]["train"],
+                codes.facts["skip_positions"],
+                cfg,
+                out,
+            ),
+        )
+
+    @cached_property
+    def labels(self) -> Box:
+        cfg, codes = self.cfg.analysis.label, self.codes
+        inputs = {"codes": codes.digest, "label": to_json(cfg), "seed": self.cfg.seed}
+        return self._stage("labels", inputs, self._label)
+
+    def _label(self, out: Path) -> Mapping[str, Any]:
+        from analysis import label
+        from analysis.codes import open_codes
+        from analysis.splits import FitView, SelectView, TestView
+        from sae.tokens import TokenStore, token_strings
+
+        store, skip = TokenStore(self.tokens), self.codes.facts["skip_positions"]
+        strings = token_strings(self.subject.tokenizer)
+        views = [
+            view(store.split(name), open_codes(self.codes, name), strings, skip)
+            for view, name in ((FitView, "fit"), (SelectView, "select"), (TestView, "test"))
+        ]
+        records: list[LabelRecord] = label.labels(*views, self.cfg.analysis.label)
+        return label.write(records, out)
+
+    @cached_property
+    def atlas(self) -> Box:
+        inputs = {"index": self.index.digest, "labels": self.labels.digest, "evaluation": self.evaluation.digest}
+        return self._stage("atlas", inputs, self._export)
+
+    def _export(self, out: Path) -> Mapping[str, Any]:
+        import pyarrow.parquet as pq
+
+        from analysis.export import html
+        from analysis.export.atlas import AtlasInput
+        from sae.tokens import TokenStore, token_strings
+
+        atlas = AtlasInput(
+            model=self.cfg.model.name,
+            site=self.cfg.site,
+            architecture=self.cfg.sae_type,
+            k=to_json(self.cfg.sae).get("k"),
+            n_tokens=self.index.facts["n_tokens"],
+            latents=pq.read_table(self.index.path / "latents.parquet"),
+            examples=pq.read_table(self.index.path / "examples.parquet"),
+            labels=pq.read_table(self.labels.path / "labels.parquet"),
+            tokens=TokenStore(self.tokens),
+            token_strings=token_strings(self.subject.tokenizer),
+            summary=self.figures(),
+            provenance=self._provenance(),
+        )
+        return html.export(atlas, out)
+
+    def _provenance(self) -> dict[str, str]:
+        lines = {"Model": self.subject.digest, "Dictionary": f"sha256:{self.dictionary.digest}"}
+        if self.cfg.data.source == "embedded":
+            lines["Text"] = "Wikipedia (CC BY-SA 4.0), King James Bible, Shakespeare, Austen (public domain)"
+        return lines
+
+    def figures(self) -> dict[str, Any]:
+        """The figures of the run that do not depend on the machine's speed."""
+        evaluation, labels = self.evaluation.facts, self.labels.facts
+        figures = {name: evaluation[name] for name in ("fvu", "pca_fvu", "l0", "dead_fraction", "cosine")}
+        figures |= {name: evaluation[name] for name in ("ce", "ce_recovered", "ce_recovered_zero", "kl")}
+        return figures | dict(labels)
+
+    def finish(self) -> dict[str, Any]:
+        """Build whatever is missing, write `summary.json`, and return it."""
+        for name in STAGES:
+            getattr(self, name)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        path = self.out / "summary.json"
+        former = read_json(path)["peak_memory_bytes"] if path.exists() else 0
+        summary = {**self.figures(), "seconds": self.seconds, "peak_memory_bytes": max(peak, former)}
+        write_json(path, summary)
+        return summary

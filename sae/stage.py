@@ -1,0 +1,128 @@
+"""Build one box of a run: skip it when it is done, resume it when it was killed, publish it whole.
+
+A box is a folder. `inputs.json` says what it is being built from; `manifest.json`, written last,
+says what is in it, with a checksum for each file. Neither holds a time or a path, so the same
+inputs give the same bytes. The digest of a manifest stands for the whole box in the next stage's
+inputs: a change anywhere upstream is seen by everything that depends on it, and by nothing else.
+"""
+
+import fcntl
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae.errors import StoreError
+from sae.files import digest_json, read_json, sha256_file, write_json
+
+log = logging.getLogger(__name__)
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Box:
+    """A finished box: where it is, what it was made from, and the facts its builder recorded."""
+
+    path: Path
+    inputs: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    digest: str
+
+
+def stage(path: Path, inputs: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]) -> Box:
+    """The box at `path` built from `inputs`; `build(path)` runs only if it is not there yet.
+
+    `build` writes files into the folder and returns facts (JSON) for the manifest. It may find
+    files of a former, killed attempt from the same inputs, and should go on from them. A box of
+    other inputs is removed first.
+
+    Raises:
+        StoreError: another process is building this box.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    key = digest_json({"schema": SCHEMA, "inputs": inputs})
+    with _lock(path):
+        if not _is_current(path, key):
+            _start(path, key, inputs)
+            log.info("%s: building", path.name)
+            facts = build(path)
+            _finish(path, key, inputs, facts)
+        else:
+            log.info("%s: up to date", path.name)
+    return open_box(path)
+
+
+def open_box(path: Path) -> Box:
+    """A finished box, unverified (see `verify`).
+
+    Raises:
+        StoreError: the box is missing, unfinished, or of another schema version.
+    """
+    manifest = path / "manifest.json"
+    if not manifest.exists():
+        raise StoreError(f"{path}: not finished (no manifest.json); run the stage that builds it")
+    content = read_json(manifest)
+    if content.get("schema") != SCHEMA:
+        raise StoreError(f"{manifest}: schema {content.get('schema')!r}, this version reads {SCHEMA}")
+    return Box(path, content["inputs"], content["facts"], sha256_file(manifest))
+
+
+def verify(box: Box) -> None:
+    """Compare every file of a box with its checksum.
+
+    Raises:
+        StoreError: naming the first file that is missing or differs.
+    """
+    for name, entry in read_json(box.path / "manifest.json")["files"].items():
+        file = box.path / name
+        if not file.exists():
+            raise StoreError(f"{file}: missing, though the manifest lists it; delete {box.path} and run again")
+        if sha256_file(file) != entry["sha256"]:
+            raise StoreError(f"{file}: damaged (checksum differs); delete {box.path} and run again")
+
+
+def _is_current(path: Path, key: str) -> bool:
+    manifest = path / "manifest.json"
+    if not manifest.exists():
+        return False
+    content = read_json(manifest)
+    if content.get("key") != key:
+        return False
+    sizes = {name: entry["bytes"] for name, entry in content["files"].items()}
+    return all((path / name).is_file() and (path / name).stat().st_size == n for name, n in sizes.items())
+
+
+def _start(path: Path, key: str, inputs: Mapping[str, Any]) -> None:
+    begun = path / "inputs.json"
+    same = begun.exists() and read_json(begun).get("key") == key
+    (path / "manifest.json").unlink(missing_ok=True)
+    if not same:
+        for entry in path.iterdir():
+            if entry.name != ".lock":
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        write_json(begun, {"key": key, "inputs": inputs})
+
+
+def _finish(path: Path, key: str, inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    files = {}
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        if file.suffix == ".tmp":
+            file.unlink()
+        elif file.is_file() and name not in {".lock", "inputs.json"}:
+            files[name] = {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+    content = {"schema": SCHEMA, "key": key, "inputs": inputs, "facts": facts, "files": files}
+    write_json(path / "manifest.json", content)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with (path / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StoreError(f"{path}: another process is building it; wait for it or choose another out=DIR") from None
+        yield

@@ -1,0 +1,68 @@
+"""Batches of activations in a shuffled order that is a pure function of (seed, step).
+
+Rows of a split are cut into runs of 4,096; an epoch shuffles the runs, loads a window of them at a time
+into memory and shuffles its rows. A batch therefore mixes rows from all over a window, and a run
+that was killed goes on with exactly the batch that comes next, with nothing to restore.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.store import ActivationSplit
+
+RUN_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class _Window:
+    number: int
+    rows: Tensor
+
+
+class Loader:
+    """`batch(step)` of a split; batches of one window are read from disk once."""
+
+    def __init__(self, split: ActivationSplit, batch: int, window_rows: int, seed: int) -> None:
+        self.split, self.batch_rows, self.seed = split, batch, seed
+        self.runs_per_window = max(1, window_rows // RUN_ROWS)
+        self.n_runs = -(-split.n_rows // RUN_ROWS)
+        self.n_windows = -(-self.n_runs // self.runs_per_window)
+        self._window: _Window | None = None
+
+    def batch(self, step: int) -> Float[Tensor, "batch d_in"]:
+        """Rows `step * batch ...` of the endless shuffled stream."""
+        parts, at, needed = [], step * self.batch_rows, self.batch_rows
+        while needed:
+            epoch, row = divmod(at, self.split.n_rows)
+            number, start = self._find(epoch, row)
+            part = self._load(number)[start : start + needed]
+            parts.append(part)
+            at, needed = at + len(part), needed - len(part)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _runs(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, 10, epoch)).permutation(self.n_runs)
+
+    def _find(self, epoch: int, row: int) -> tuple[int, int]:
+        """(window since the first epoch, row in it) of a row of an epoch's stream."""
+        sizes = np.minimum(RUN_ROWS, self.split.n_rows - self._runs(epoch) * RUN_ROWS)
+        starts = np.arange(0, self.n_runs, self.runs_per_window)
+        ends = np.cumsum(np.add.reduceat(sizes, starts))
+        window = int(np.searchsorted(ends, row, side="right"))
+        begin = int(ends[window - 1]) if window else 0
+        return epoch * self.n_windows + window, row - begin
+
+    def _load(self, number: int) -> Tensor:
+        if self._window is None or self._window.number != number:
+            self._window = None  # the old window goes before the new one comes
+            epoch, window = divmod(number, self.n_windows)
+            first = window * self.runs_per_window
+            runs = np.sort(self._runs(epoch)[first : first + self.runs_per_window])
+            rows = torch.cat([self.split.read(run * RUN_ROWS, (run + 1) * RUN_ROWS) for run in runs])
+            order = np.random.default_rng((self.seed, 11, number)).permutation(len(rows))
+            self._window = _Window(number, rows[torch.from_numpy(order)])
+        return self._window.rows
