@@ -37,12 +37,17 @@ class LabelConfig:
     """Firings on the select split that it needs."""
     atom_cost: PositiveFloat = 1.0
     """Firings that each key of a rule must earn beyond its false alarms: a discount against luck."""
+    atom_share: Share = 0.002
+    """The same as a share of the latent's firings, where that is more: long lists are no label."""
     length_cost: Share = 0.005
     """F1 that a rule must gain for each doubling of its length; 0: length does not matter."""
+    luck_cost: Share = 0.5
+    """Hits on the select split that a rule must gain for each doubling of its length."""
     margin: Share = 0.01
-    """F1 on the select split by which a label must beat the best single token, else that is the label."""
+    """What a label must be worth (F1 less these costs, on the select split) beyond the best single
+    token, else that is the label; and an alternative beyond the label without it."""
     min_f1: Share = 0.2
-    """F1 on the select split below which no label is given."""
+    """What a label must be worth to be given at all."""
     max_parts: Positive = 2
     """Alternatives (A or B) of one label, at most."""
     resamples: Positive = 200

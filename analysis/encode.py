@@ -50,14 +50,15 @@ def encode(
     dictionary: Dictionary, n_latents: int, rows: ActivationSplit, positions: np.ndarray, title: str = "encode"
 ) -> Codes:
     """Encode the first `len(positions)` rows, which lie at `positions`, and turn rows into latents."""
+    device = dictionary.directions.device
     indices, values, where = [], [], []
     with tqdm(total=len(positions), unit="tok", unit_scale=True, desc=title, mininterval=1.0) as progress:
         for start in range(0, len(positions), ROWS):
             stop = min(start + ROWS, len(positions))
-            latents = dictionary.encode(rows.read(start, stop)).fired()
-            indices.append(latents.indices.numpy().astype(np.int32))
-            values.append(latents.values.numpy())
-            where.append(positions[start:stop].astype(np.int32)[latents.rows().numpy()])
+            latents = dictionary.encode(rows.read(start, stop).to(device)).fired()
+            indices.append(latents.indices.cpu().numpy().astype(np.int32))
+            values.append(latents.values.cpu().numpy())
+            where.append(positions[start:stop].astype(np.int32)[latents.rows().cpu().numpy()])
             progress.update(stop - start)
     return by_latent(np.concatenate(indices), np.concatenate(where), np.concatenate(values), n_latents)
 

@@ -6,6 +6,7 @@ words in a label (Oikarinen et al., ICML 2025): F1, IoU, AUPRC and Pearson's cor
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def average_precision(scores: np.ndarray, is_hit: np.ndarray, n_firings: int, n_
     """
     if n_firings == 0:
         return 0.0
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores)
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1) if len(scores) else np.zeros(0, int)
     n_true = np.append(np.cumsum(is_hit[order])[ends], n_firings)
     n_predicted = np.append(ends + 1, n_valid)
@@ -98,7 +99,7 @@ def recall_by_decile(positions: np.ndarray, fired: np.ndarray, values: np.ndarra
     order = np.argsort(values, kind="stable")
     predicted = hits(fired[order], positions)
     bounds = np.arange(N_DECILES + 1) * len(fired) // N_DECILES
-    return [float(predicted[a:b].mean()) if b > a else 0.0 for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [float(predicted[a:b].mean()) if b > a else 0.0 for a, b in pairwise(bounds)]
 
 
 def resamples(n_documents: int, n_resamples: int, seed: int) -> np.ndarray:

@@ -7,7 +7,7 @@ can be used to score it. A view holds its own split only: nothing leads from it 
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Self
+from typing import TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from analysis.codes import Codes
 from sae.errors import StoreError
 from sae.tokens import TokenSplit
+
+W = TypeVar("W", bound="View")
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +29,7 @@ class View:
     strings: tuple[str, ...]
     """Text of each token id, with its leading space; shared by all views."""
     valid: np.ndarray
-    """`[n]`, bool: positions that count; false in the first positions of each context."""
+    """`[n]`, bool: positions that count; false in the first of each context and where not encoded."""
     documents: np.ndarray
     """`[n]`, int64: index of the document."""
     document_starts: np.ndarray
@@ -37,8 +39,18 @@ class View:
     codes: Codes
 
     @classmethod
-    def of(cls, split: TokenSplit, codes: Codes, strings: tuple[str, ...], skip_positions: int) -> Self:
+    def of(
+        cls: type[W],
+        split: TokenSplit,
+        codes: Codes,
+        strings: tuple[str, ...],
+        skip_positions: int,
+        limit_tokens: int | None = None,
+    ) -> W:
         """The view of `split`; firings in the first `skip_positions` of a context are left out.
+
+        Args:
+            limit_tokens: counted positions that were encoded, from the first; none means all.
 
         Raises:
             StoreError: the split is not the one that this class stands for.
@@ -49,6 +61,8 @@ class View:
         lengths = np.diff(split.context_starts)
         offsets = np.arange(n) - np.repeat(split.context_starts[:-1], lengths)
         valid = offsets >= skip_positions
+        if limit_tokens is not None:
+            valid &= np.cumsum(valid) <= limit_tokens
         return cls(
             split=split.name,
             tokens=split.tokens.astype(np.int64),

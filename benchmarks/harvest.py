@@ -39,6 +39,7 @@ class Case:
     module: str
     context: int
     n_contexts: int
+    vocabulary: int
 
 
 def main(rounds: int = 5) -> None:
@@ -46,9 +47,9 @@ def main(rounds: int = 5) -> None:
     embedded = load(ModelConfig()).model
     small = GPT2LMHeadModel(GPT2Config(use_cache=False)).eval().requires_grad_(False)
     cases = [
-        Case("embedded, mlp_out.3, 256", embedded, "mlp_out.3", "transformer.h.3.mlp", 256, 256),
-        Case("GPT-2 small shape, mlp_out.6, 128", small, "mlp_out.6", "transformer.h.6.mlp", 128, 64),
-        Case("GPT-2 small shape, mlp_out.6, 1024", small, "mlp_out.6", "transformer.h.6.mlp", 1024, 8),
+        Case("embedded, mlp_out.3, 256", embedded, "mlp_out.3", "transformer.h.3.mlp", 256, 256, 8192),
+        Case("GPT-2 small shape, mlp_out.6, 128", small, "mlp_out.6", "transformer.h.6.mlp", 128, 64, 50257),
+        Case("GPT-2 small shape, mlp_out.6, 1024", small, "mlp_out.6", "transformer.h.6.mlp", 1024, 8, 50257),
     ]
     precision = resolve_precision("auto", torch.device("cpu"))
     figures = {}
@@ -60,18 +61,14 @@ def main(rounds: int = 5) -> None:
 
 def compare(case: Case, precision: str, rounds: int) -> dict[str, float]:
     """Median tokens a second of both ways and their ratio, over alternating rounds."""
-    vocabulary = case.model.config.vocab_size  # type: ignore[union-attr]
-    ids = np.random.default_rng(0).integers(0, vocabulary, (case.n_contexts, case.context))
+    ids = np.random.default_rng(0).integers(0, case.vocabulary, (case.n_contexts, case.context))
     ours, plain, ratios = [], [], []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
-            store = _tokens(ids, Path(folder) / "tokens")
-            cfg = HarvestConfig(sites=(case.site,), skip_positions=0, dtype="bfloat16")
-            out = Path(folder) / "acts"
             ours.append(
-                _rate(ids.size, lambda: harvest(case.model, [case.site], store, out, cfg, _autocast(precision)))
+                ids.size / _seconds(_ours, case, _tokens(ids, Path(folder) / "tokens"), Path(folder), precision)
             )
-        plain.append(_rate(ids.size, lambda: _plain_forward(case, torch.from_numpy(ids), precision)))
+        plain.append(ids.size / _seconds(_plain, case, torch.from_numpy(ids), precision))
         ratios.append(ours[-1] / plain[-1])
     return {
         "sae_tokens_per_second": round(statistics.median(ours)),
@@ -80,8 +77,13 @@ def compare(case: Case, precision: str, rounds: int) -> dict[str, float]:
     }
 
 
+def _ours(case: Case, tokens: TokenStore, folder: Path, precision: str) -> None:
+    cfg = HarvestConfig(sites=(case.site,), skip_positions=0, dtype="bfloat16")
+    harvest(case.model, [case.site], tokens, folder / "acts", cfg, _autocast(precision))
+
+
 @torch.no_grad()
-def _plain_forward(case: Case, ids: torch.Tensor, precision: str) -> None:
+def _plain(case: Case, ids: torch.Tensor, precision: str) -> None:
     """The obvious way: the whole model, a hook on the module, batches of 8,192 tokens."""
     kept: list[torch.Tensor] = []
     hook = case.model.get_submodule(case.module).register_forward_hook(lambda _m, _i, out: kept.append(out.float()))
@@ -95,10 +97,10 @@ def _autocast(precision: str) -> Callable[[], torch.autocast]:
     return lambda: torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def _rate(n_tokens: int, run: Callable[[], object]) -> float:
+def _seconds(run: Callable[..., None], *arguments: object) -> float:
     started = time.perf_counter()
-    run()
-    return n_tokens / (time.perf_counter() - started)
+    run(*arguments)
+    return time.perf_counter() - started
 
 
 def _tokens(ids: np.ndarray, out: Path) -> TokenStore:

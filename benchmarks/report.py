@@ -46,7 +46,8 @@ def _atlas_section(figures: dict[str, Any]) -> str:
     lines += [f"| {name} | {seconds:.1f} |" for name, seconds in figures["seconds"].items()]
     lines += [
         f"| **all, with start-up** | **{figures['total_seconds']:.0f}** |",
-        f"\nPeak memory {figures['peak_memory_bytes'] / 1e9:.2f} GB; the atlas is {figures['atlas_bytes'] / 1e6:.0f} MB.\n",
+        f"\nPeak memory {figures['peak_memory_bytes'] / 1e9:.2f} GB; "
+        f"the atlas is {figures['atlas_bytes'] / 1e6:.0f} MB.\n",
         quality_table(figures),
         "",
     ]
@@ -56,8 +57,8 @@ def _atlas_section(figures: dict[str, Any]) -> str:
 def _harvest_section(figures: dict[str, Any]) -> str:
     lines = [
         "## Harvest against a plain forward pass\n",
-        f"Tokens a second, {figures['precision']}, medians of {figures['rounds']} alternating rounds. Plain: the whole model",
-        "with a hook on the module, kept in memory. Ours: to sharded safetensors with fsync.\n",
+        f"Tokens a second, {figures['precision']}, medians of {figures['rounds']} alternating rounds. Plain: the whole",
+        "model with a hook on the module, kept in memory. Ours: to sharded safetensors with fsync.\n",
         "| case | plain | ours | ratio |",
         "|---|---|---|---|",
     ]
@@ -83,8 +84,8 @@ def _fill(path: Path, name: str, content: str) -> None:
     write_text(path, pattern.sub(lambda match: match[1] + content + "\n" + match[2], text))
 
 
-_ABOUT = """Every table here is made by `make bench` from `docs/results/*.json`, none is typed. Absolute speeds depend on the
-machine and on what else it does; ratios are of alternating rounds in one run.
+_ABOUT = """Every table here is made by `make bench` from `docs/results/*.json`, none is typed. Absolute speeds depend
+on the machine and on what else it does; ratios are of alternating rounds in one run.
 """
 
 if __name__ == "__main__":

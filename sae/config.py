@@ -187,7 +187,9 @@ def override(values: Mapping[str, Any], assignments: Sequence[str]) -> dict[str,
             raise ConfigError(f"{assignment!r}: the value is not valid YAML") from None
         section = result
         for part in parts[:-1]:
-            section = section.setdefault(part, {})
+            if section.get(part) is None:  # missing, or written with nothing under it
+                section[part] = {}
+            section = section[part]
             if not isinstance(section, dict):
                 raise ConfigError(f"{assignment!r}: {part} is not a section")
         section[parts[-1]] = value

@@ -57,14 +57,17 @@ def load(cfg: ModelConfig, device: torch.device | None = None) -> Subject:
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise DataError(f"model.name = {cfg.name!r}: cannot be loaded: {first_line}") from None
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    n_embeddings = len(model.get_input_embeddings().weight)
+    if len(tokenizer) > n_embeddings:
         raise DataError(
-            f"model.name = {cfg.name!r}: its tokenizer has {len(tokenizer)} tokens, "
-            f"its embedding {model.get_input_embeddings().num_embeddings}; they do not belong together"
+            f"model.name = {cfg.name!r}: its tokenizer has {len(tokenizer)} tokens, its embedding {n_embeddings}; "
+            "they do not belong together"
         )
     digest = _folder_digest(folder) if folder.is_dir() else f"hub:{model.config._commit_hash}"
     precision = resolve_precision(cfg.precision, device)
-    return Subject(cfg.name, model.eval().to(device).requires_grad_(False), tokenizer, digest, precision, device)
+    network: nn.Module = model
+    network.eval().requires_grad_(False).to(device)
+    return Subject(cfg.name, network, tokenizer, digest, precision, device)
 
 
 def default_device() -> torch.device:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sae.config import to_json
 from sae.errors import ConfigError
@@ -25,10 +25,11 @@ from sae.run_config import RunConfig
 from sae.stage import Box, stage
 
 if TYPE_CHECKING:
-    from analysis.label.protocol import LabelRecord
+    from analysis.splits import View
     from sae.model import Subject
 
 log = logging.getLogger(__name__)
+V = TypeVar("V", bound="View")
 STAGES = ("tokens", "activations", "dictionary", "evaluation", "codes", "index", "labels", "atlas")
 
 
@@ -168,7 +169,13 @@ class Run:
             "codes",
             inputs,
             lambda out: encode.build(
-                hub.load(self.dictionary.path), n_latents, store, self.cfg.site, TokenStore(self.tokens), cfg, out
+                hub.load(self.dictionary.path).to(self.subject.device),
+                n_latents,
+                store,
+                self.cfg.site,
+                TokenStore(self.tokens),
+                cfg,
+                out,
             ),
         )
 
@@ -203,19 +210,20 @@ class Run:
         return self._stage("labels", inputs, self._label)
 
     def _label(self, out: Path) -> Mapping[str, Any]:
-        from analysis import label
         from analysis.codes import open_codes
-        from analysis.splits import FitView, SelectView, TestView
-        from sae.tokens import TokenStore, token_strings
+        from analysis.label.fit import labels, write
+        from analysis.splits import FitView, SelectView, TestView, token_strings
+        from sae.tokens import TokenStore
 
-        store, skip = TokenStore(self.tokens), self.codes.facts["skip_positions"]
+        store, facts = TokenStore(self.tokens), self.codes.facts
         strings = token_strings(self.subject.tokenizer)
-        views = [
-            view(store.split(name), open_codes(self.codes, name), strings, skip)
-            for view, name in ((FitView, "fit"), (SelectView, "select"), (TestView, "test"))
-        ]
-        records: list[LabelRecord] = label.labels(*views, self.cfg.analysis.label)
-        return label.write(records, out)
+
+        def view(kind: type[V], name: str) -> V:
+            codes = open_codes(self.codes, name)
+            return kind.of(store.split(name), codes, strings, facts["skip_positions"], facts["n_rows"][name])
+
+        fit, select, test = view(FitView, "fit"), view(SelectView, "select"), view(TestView, "test")
+        return write(labels(fit, select, test, self.cfg.analysis.label), out)
 
     @cached_property
     def atlas(self) -> Box:
@@ -227,7 +235,8 @@ class Run:
 
         from analysis.export import html
         from analysis.export.atlas import AtlasInput
-        from sae.tokens import TokenStore, token_strings
+        from analysis.splits import token_strings
+        from sae.tokens import TokenStore
 
         atlas = AtlasInput(
             model=self.cfg.model.name,

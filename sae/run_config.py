@@ -64,19 +64,18 @@ def load_config(path: Path, assignments: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{origin}: plugins = {plugins!r}: must be a list of module names")
     _import_plugins(plugins)
     section = {name: values.get(name) or {} for name in SECTIONS}
-    parsed = {
-        name: parse(cls, section[name], name, origin)
-        for name, cls in (
-            ("model", ModelConfig),
-            ("data", DataConfig),
-            ("harvest", HarvestConfig),
-            ("train", TrainConfig),
-            ("analysis", AnalysisConfig),
-        )
-    }
     sae_type, fields = split_type(section["sae"])
-    sae_cfg = parse(configs.get(sae_type), fields, "sae", origin)
-    cfg = RunConfig(**parsed, sae_type=sae_type, sae=sae_cfg, seed=seed, plugins=tuple(plugins))
+    cfg = RunConfig(
+        model=parse(ModelConfig, section["model"], "model", origin),
+        data=parse(DataConfig, section["data"], "data", origin),
+        harvest=parse(HarvestConfig, section["harvest"], "harvest", origin),
+        train=parse(TrainConfig, section["train"], "train", origin),
+        analysis=parse(AnalysisConfig, section["analysis"], "analysis", origin),
+        sae_type=sae_type,
+        sae=parse(configs.get(sae_type), fields, "sae", origin),
+        seed=seed,
+        plugins=tuple(plugins),
+    )
     _check_together(cfg, origin)
     return cfg
 

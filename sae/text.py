@@ -40,11 +40,13 @@ def documents(cfg: DataConfig) -> Iterator[Document]:
     for number, record in enumerate(_records(cfg)):
         if cfg.max_documents is not None and count >= cfg.max_documents:
             return
-        text = record.get(cfg.text_column)
-        if text is None:
+        if cfg.text_column not in record:
             raise DataError(
                 f"data.text_column = {cfg.text_column!r}: {cfg.source} has the columns {', '.join(sorted(record))}"
             )
+        text = record[cfg.text_column] or ""  # a column may hold nulls
+        if not isinstance(text, str):
+            raise DataError(f"data.text_column = {cfg.text_column!r}: holds {text!r}, must hold text")
         if not text.strip():
             continue
         count += 1
@@ -93,21 +95,23 @@ def _split(record: dict[str, Any], text: str, cfg: DataConfig) -> str:
     return split
 
 
-def _records(cfg: DataConfig) -> Iterable[dict[str, Any]]:
+def _records(cfg: DataConfig) -> Iterator[dict[str, Any]]:
+    files = _local_files(cfg.source)
+    try:
+        yield from _load(cfg, files)
+    except Exception as error:  # readers and the hub's client raise many kinds; the user needs one sentence
+        problem = "cannot be read" if files else "no such file or folder here, and the hub answered"
+        raise DataError(f"data.source = {cfg.source!r}: {problem}: {error}") from None
+
+
+def _load(cfg: DataConfig, files: list[Path] | None) -> Iterable[dict[str, Any]]:
     from datasets import load_dataset  # slow to import
 
-    files = _local_files(cfg.source)
-    if files is not None:
-        kind = _READERS[files[0].suffix]
-        options: dict[str, Any] = {"sample_by": "document"} if kind == "text" else {}
-        paths = [str(file) for file in files]
-        return load_dataset(kind, data_files=paths, split="train", streaming=True, **options)
-    try:
+    if files is None:
         return load_dataset(cfg.source, cfg.subset, split=cfg.hub_split, streaming=cfg.streaming)
-    except Exception as error:  # the hub's client raises many kinds; the user needs one sentence
-        raise DataError(
-            f"data.source = {cfg.source!r}: no such file or folder here, and the hub answered: {error}"
-        ) from None
+    kind = _READERS[files[0].suffix]
+    options: dict[str, Any] = {"sample_by": "document"} if kind == "text" else {}
+    return load_dataset(kind, data_files=[str(file) for file in files], split="train", streaming=True, **options)
 
 
 def _local_files(source: str) -> list[Path] | None:

@@ -102,6 +102,7 @@ def build(
         DataError: BOS is asked for and the tokenizer has none, or nothing is left to train on.
     """
     bos = tokenizer.bos_token_id
+    assert bos is None or isinstance(bos, int)
     if cfg.bos != "none" and bos is None:
         raise DataError(f"data.bos = {cfg.bos!r}: {type(tokenizer).__name__} has no bos token; use data.bos=none")
     vocabulary = len(tokenizer)
@@ -162,8 +163,3 @@ def _batched(documents: Iterable[Document], size: int) -> Iterator[list[Document
     iterator = iter(documents)
     while batch := list(islice(iterator, size)):
         yield batch
-
-
-def token_strings(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The text of each token id, decoded by itself."""
-    return tokenizer.batch_decode([[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -118,7 +118,7 @@ def _loop(
         optimizer.step()
         optimizer.zero_grad()
         dictionary.after_step()
-        _count(progress, accelerator.reduce(out.latents.firing_counts()), cfg)
+        _count(progress, cast(Tensor, accelerator.reduce(out.latents.firing_counts())), cfg)
         bar.update(cfg.batch)
         is_last = progress.step == n_steps
         if is_last or (cfg.evaluate_every and progress.step % cfg.evaluate_every == 0):

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from analysis.export.order import STATUSES, exemplary, interesting_first
 from sae.errors import StoreError
 from sae.tokens import TokenSplit, TokenStore
 
 CHUNK = 64
 DIGITS = 3
-N_EXEMPLARS = 6
 N_SEARCH_TOKENS = 8
-STATUSES = ("labelled", "abstained", "unlabelled", "rare", "silent")
 LATENT_COLUMNS = (
     *("latent", "n_fired", "density", "max_value", "mean_value", "histogram", "token_r2"),
     *("promoted_tokens", "promoted_logits", "suppressed_tokens", "suppressed_logits"),
@@ -29,13 +28,18 @@ LATENT_COLUMNS = (
 )
 EXAMPLE_COLUMNS = ("latent", "stratum", "rank", "split", "position", "value", "start", "stop", "values")
 LABEL_COLUMNS = ("latent", "status")
-SCORES = (
-    *("precision", "recall", "f1", "f1_low", "f1_high", "auprc"),
-    *("token_f1", "other_f1", "shuffled_f1", "chance"),
-    *("n_fit", "n_select", "n_test", "beats_token"),
+SCORES = {
+    **{name: ("scores", name) for name in ("precision", "recall", "f1", "auprc")},
+    **{name: (name,) for name in ("f1_low", "f1_high", "decile_recall", "shuffled_f1", "beats_token")},
+    **{name: (name,) for name in ("n_fit", "n_select", "n_test", "token_text", "other_latent")},
+    **{f"{name}_f1": (name, "f1") for name in ("token", "token_set", "other")},
+}
+"""Where in `labels.parquet` each entry of the score card is; one that is missing, or null, is not shown."""
+SUMMARY = (
+    *("l0", "fvu", "pca_fvu", "ce_recovered", "kl", "dead_fraction"),
+    *("labelled_fraction", "beats_token_fraction", "median_f1", "median_token_f1"),
 )
-"""Columns of `labels.parquet` on the score card; one that is missing, or null, is not shown."""
-MODERATE_DENSITY = (1e-4, 2e-2)
+"""Figures of the run that the first screen shows, where they are known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +58,12 @@ class AtlasInput:
     examples: pa.Table
     """`index/examples.parquet`, with `EXAMPLE_COLUMNS`."""
     labels: pa.Table
-    """`labels/labels.parquet`, with `LABEL_COLUMNS` and as many of `family`, `text` and `SCORES` as there are."""
+    """`labels/labels.parquet`, with `LABEL_COLUMNS` and as much of `family`, `text` and `SCORES` as there is."""
     tokens: TokenStore
     token_strings: Sequence[str]
     """The decoded text of each token id."""
-    summary: Mapping[str, float | int | None] = field(default_factory=dict)
-    """`fvu, pca_fvu, l0, dead_fraction, ce_recovered, kl`; any may be missing. What `_label_summary` finds
-    is added, unless it is here."""
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    """Figures of the run: those of `SUMMARY` are shown, the rest is left alone."""
     provenance: Mapping[str, str] = field(default_factory=dict)
     """Lines of the footer: what → which digest, licence or source."""
 
@@ -101,7 +104,7 @@ class Atlas:
             "architecture": given.architecture,
             "k": given.k,
             "n_tokens": given.n_tokens,
-            "summary": {**_label_summary(self.labels), **{name: rounded(x) for name, x in given.summary.items()}},
+            "summary": {name: rounded(given.summary.get(name)) for name in SUMMARY},
             "provenance": list(given.provenance.items()),
             "chunk": CHUNK,
             "tokens": list(given.token_strings),
@@ -201,38 +204,6 @@ class _Documents:
         return self._numbers[key]
 
 
-def interesting_first(latents: Sequence[Mapping], labels: Sequence[Mapping]) -> list[int]:
-    """Rows by what teaches most: labelled, far above the single-token baseline, of moderate density."""
-
-    def key(row: int) -> tuple:
-        label, density = labels[row], latents[row]["density"]
-        margin = (label["f1"] or 0.0) - (label["token_f1"] or 0.0)
-        low, high = MODERATE_DENSITY
-        extreme = 0.0 if low <= density <= high else 0.25
-        return STATUSES.index(label["status"]), extreme - margin, -(label["f1"] or 0.0), row
-
-    return sorted(range(len(latents)), key=key)
-
-
-def exemplary(order: Sequence[int], labels: Sequence[Mapping], has_example: Sequence[bool]) -> list[int]:
-    """The first rows of `order` that are labelled, scored and have an example, a family at a time."""
-    fit = [
-        row
-        for row in order
-        if labels[row]["status"] == "labelled" and labels[row]["f1"] is not None and has_example[row]
-    ]
-    distinct = _first_of(fit, [labels[row]["text"] for row in fit])
-    leaders = _first_of(distinct, [labels[row]["family"] for row in distinct])
-    taken = set(leaders)
-    return [*leaders, *(row for row in distinct if row not in taken)][:N_EXEMPLARS]
-
-
-def _first_of(rows: Sequence[int], keys: Sequence[str]) -> list[int]:
-    """Rows whose key no earlier row has."""
-    first = dict(zip(reversed(keys), reversed(rows), strict=True))
-    return [row for row, key in zip(rows, keys, strict=True) if first[key] == row]
-
-
 def rounded(value: float | int | None) -> float | int | None:
     """A number with `DIGITS` significant digits (a whole number as it is); none for what is no number."""
     if value is None or isinstance(value, int):
@@ -253,24 +224,17 @@ def _label(latent: Mapping[str, Any], label: Mapping[str, Any]) -> dict[str, Any
         "status": label.get("status") or unlabelled,
         "family": label.get("family") or "",
         "text": label.get("text") or "",
-        **{name: rounded(label.get(name)) for name in SCORES},
+        **{name: _score(label, path) for name, path in SCORES.items()},
     }
 
 
-def _label_summary(labels: Sequence[Mapping[str, Any]]) -> dict[str, float | int | None]:
-    """Share of live latents with a label, share of labels above the baseline, medians of held-out F1."""
-    labelled = [label for label in labels if label["status"] == "labelled"]
-    n_live = sum(label["status"] != "silent" for label in labels)
-    medians = {}
-    for name in ("f1", "token_f1"):
-        scores = [label[name] for label in labelled if label[name] is not None]
-        medians[name] = rounded(float(np.median(scores))) if scores else None
-    beats = [label["beats_token"] for label in labelled if label["beats_token"] is not None]
-    return {
-        "labelled_fraction": rounded(len(labelled) / n_live) if n_live else None,
-        "beats_fraction": rounded(sum(beats) / len(beats)) if beats else None,
-        **medians,
-    }
+def _score(label: Mapping[str, Any], path: Sequence[str]) -> Any:
+    value: Any = label
+    for name in path:
+        value = value.get(name) if value is not None else None
+    if isinstance(value, list):
+        return _rounded_all(value)
+    return value if isinstance(value, str) else rounded(value)
 
 
 def _range(stratum: str, histogram: Sequence[int]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from analysis.label.evidence import Evidence
 from analysis.label.indexed import Indexed
 from analysis.label.protocol import Clause, Label, Part, families
 from analysis.nulls import best_token
-from analysis.score import counts
+from analysis.score import Counts, counts
 from analysis.splits import FitView, SelectView
 
 Status = Literal["labelled", "abstained", "rare", "silent"]
@@ -45,13 +45,12 @@ def choose(fit: Indexed[FitView], select: Indexed[SelectView], latent: int, cfg:
     contest = _Contest(select, target, cfg)
     best = contest.best([token, *(Label((part,)) for part in _candidates(evidence, cfg))])
     best = _alternatives(evidence, contest, best, cfg)
-    if contest.f1(best) < contest.f1(token) + cfg.margin:
+    if contest.worth(best) < contest.worth(token) + cfg.margin:
         best = token
-    f1 = contest.f1(best)
     density = len(target) / select.n_valid
-    if f1 < max(cfg.min_f1, 2 * density / (1 + density) + cfg.margin):
-        return Choice("abstained", None, token, token_set, f1)
-    return Choice("labelled", best, token, token_set, f1)
+    if contest.worth(best) < max(cfg.min_f1, 2 * density / (1 + density) + cfg.margin):
+        return Choice("abstained", None, token, token_set, contest.f1(best))
+    return Choice("labelled", best, token, token_set, contest.f1(best))
 
 
 class _Contest:
@@ -59,17 +58,30 @@ class _Contest:
 
     def __init__(self, select: Indexed[SelectView], target: np.ndarray, cfg: LabelConfig) -> None:
         self.select, self.target, self.cfg = select, target, cfg
-        self._f1: dict[Label, float] = {}
+        self._counts: dict[Label, Counts] = {}
+
+    def counts(self, label: Label) -> Counts:
+        if label not in self._counts:
+            positions, _ = label.predict(self.select)
+            self._counts[label] = counts(positions, self.target)
+        return self._counts[label]
 
     def f1(self, label: Label) -> float:
-        if label not in self._f1:
-            positions, _ = label.predict(self.select)
-            self._f1[label] = counts(positions, self.target).f1
-        return self._f1[label]
+        return self.counts(label).f1
 
     def worth(self, label: Label) -> float:
-        """F1 less the price of the label's length."""
-        return self.f1(label) - self.cfg.length_cost * float(np.log2(label.n_atoms))
+        """F1 less the price of the label's length, and less what may be luck.
+
+        A label of n atoms was picked from so many like it that log2(1 + n) hits, times
+        `luck_cost`, count for nothing; this matters where a latent fires seldom.
+        """
+        found = self.counts(label)
+        luck = self.cfg.luck_cost * float(np.log2(1 + label.n_atoms))
+        return (
+            found.f1
+            - 2 * luck / (found.n_predicted + found.n_firings)
+            - self.cfg.length_cost * float(np.log2(label.n_atoms))
+        )
 
     def best(self, candidates: list[Label]) -> Label:
         """The worthiest; the first among equals."""
@@ -98,7 +110,7 @@ def _alternatives(evidence: Evidence, contest: _Contest, best: Label, cfg: Label
             return best
         extended = [Label((*best.parts, part)) for part in _candidates(left, cfg)]
         winner = contest.best([best, *extended])
-        if winner == best or contest.f1(winner) < contest.f1(best) + cfg.margin:
+        if contest.worth(winner) < contest.worth(best) + cfg.margin:
             return best
         best = winner
     return best

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from analysis.label.forms import SHAPES, Forms, folds_of, forms_of
+from analysis.label.forms import LITTLE, SHAPES, Forms, folds_of, forms_of
 from analysis.splits import View
 
 
@@ -50,11 +50,15 @@ class Vocabulary:
     folds: np.ndarray
     """`[vocabulary]`, int64: a token that stands for all of its fold."""
     is_word: np.ndarray
-    """`[vocabulary]`, bool: three letters or more, such as a topic is told by."""
+    """`[vocabulary]`, bool: the start of a word of three letters or more, none of the most common little words;
+    topics are told by these."""
 
     @classmethod
     def of(cls, strings: tuple[str, ...]) -> "Vocabulary":
-        is_word = [len(text.strip()) >= 3 and text.strip().isalpha() for text in strings]
+        is_word = [
+            text[:1] == " " and len(text) > 3 and text[1:].isalpha() and text[1:].lower() not in LITTLE
+            for text in strings
+        ]
         return cls(strings, forms_of(strings), folds_of(strings), np.array(is_word))
 
     def values(self, table: str) -> np.ndarray:
@@ -114,7 +118,9 @@ def _seen(view: View, values: np.ndarray, offset: int) -> np.ndarray:
     if offset < 0:
         return np.where(view.offsets + offset >= 0, seen, -1)
     if offset > 0:
-        same = np.roll(np.arange(len(view.tokens)) - view.offsets, -offset) == np.arange(len(view.tokens)) - view.offsets
+        same = (
+            np.roll(np.arange(len(view.tokens)) - view.offsets, -offset) == np.arange(len(view.tokens)) - view.offsets
+        )
         same[-offset:] = False
         return np.where(same, seen, -1)
     return seen

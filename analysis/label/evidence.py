@@ -9,8 +9,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from analysis.config import LabelConfig
 from analysis.label.indexed import Indexed
 from analysis.splits import FitView
+
+DISCOUNT = 0.75
+"""Firings taken off a count before it becomes a chance (absolute discounting, Ney et al. 1994)."""
+
+
+def chance(hits: float, total: float) -> float:
+    """The chance of a firing where `hits` of `total` were seen, to 6 decimals."""
+    return round((hits - DISCOUNT) / total, 6)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +67,10 @@ class Evidence:
             self._groups[column] = self._count(column)
         return self._groups[column]
 
+    def cost(self, cfg: LabelConfig) -> float:
+        """Firings that a key must earn; see `LabelConfig.atom_cost`."""
+        return max(cfg.atom_cost, cfg.atom_share * self.n_firings)
+
     def token_totals(self) -> np.ndarray:
         """Positions of each token on the ground, `[vocabulary]`; not for masked evidence."""
         counts, tokens = self.indexed.token_counts, self.indexed.view.tokens
@@ -83,9 +96,18 @@ class Evidence:
         ids, hits = np.unique(entire.groups[self.fired], return_counts=True)
         n_groups = len(entire.keys)
         if self.inside is not None:
-            totals = np.bincount(entire.groups[self.inside], minlength=n_groups)[ids]
+            totals = _tally(entire.groups[self.inside], ids, n_groups)
         else:
             totals = entire.starts[ids + 1] - entire.starts[ids]
             if self.outside is not None:
-                totals = totals - np.bincount(entire.groups[self.outside], minlength=n_groups)[ids]
+                totals = totals - _tally(entire.groups[self.outside], ids, n_groups)
         return Groups(ids, hits, totals)
+
+
+def _tally(groups: np.ndarray, ids: np.ndarray, n_groups: int) -> np.ndarray:
+    """How often each of `ids` (ascending) is among `groups`, `[len(ids)]`."""
+    if len(ids) == 0 or len(groups) * 16 > n_groups:
+        return np.bincount(groups, minlength=n_groups)[ids]
+    at = np.searchsorted(ids, groups)
+    at[at == len(ids)] = 0
+    return np.bincount(at[ids[at] == groups], minlength=len(ids))

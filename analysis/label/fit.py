@@ -5,6 +5,7 @@
 Every latent has a record, whatever becomes of it: `labelled`, `abstained`, `rare` or `silent`.
 """
 
+import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -43,8 +44,6 @@ def write(records: list[LabelRecord], out: Path) -> dict[str, Any]:
     same, one row a latent, with `scores`, `token`, `token_set` and `other` as structs, and `rule`
     as a JSON string. Numbers are rounded to 6 decimals; equal records give equal bytes.
     """
-    import json
-
     rows = [_rounded(asdict(record)) for record in records]
     write_json(out / "labels.json", rows)
     flat = [row | {"rule": json.dumps(row["rule"], sort_keys=True) if row["rule"] else None} for row in rows]

@@ -45,6 +45,12 @@ LEXICON: dict[str, tuple[str, str]] = {
     "direction": ("points of the compass", "north south east west northern southern eastern western"),
     "saying": ("verbs of saying", "said says say saying saith spake speak told tell asked cried replied answered"),
 }
+LITTLE = frozenset(
+    word
+    for name in ("article", "preposition", "conjunction", "be", "demonstrative", "wh")
+    for word in LEXICON[name][1].split()
+)
+"""Words that say nothing of a topic."""
 SUFFIXES = (
     "ing", "ed", "ly", "tion", "s", "es", "er", "est", "ity", "ment", "ness", "ous", "al", "ive", "able", "ic",
     "ist", "ism", "ian", "ish", "eth", "ton", "land", "y",
@@ -125,7 +131,9 @@ def forms_of(strings: tuple[str, ...]) -> Forms:
         pattern = re.compile(rf" ?[^\W\d_]*{suffix}", re.IGNORECASE)
         questions.append((f"suffix_{suffix}", f"pieces that end in \u201c-{suffix}\u201d", pattern))
     for prefix in PREFIXES:
-        questions.append((f"prefix_{prefix}", f"words that begin with \u201c{prefix}-\u201d", re.compile(f" {prefix}[a-z]*")))
+        questions.append(
+            (f"prefix_{prefix}", f"words that begin with \u201c{prefix}-\u201d", re.compile(f" {prefix}[a-z]*"))
+        )
     table = np.array([[bool(q.fullmatch(text)) for _, _, q in questions] for text in strings], dtype=bool)
     shapes = [re.compile(pattern) for _, _, pattern in SHAPES]
     of_shape = [next(i for i, shape in enumerate(shapes) if shape.fullmatch(text)) for text in strings]

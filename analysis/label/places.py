@@ -62,7 +62,9 @@ def _tables(strings: tuple[str, ...]) -> dict[str, np.ndarray]:
     count = {"quotes": '"', "opens": "([{", "closes": ")]}", "left": "\u201c", "right": "\u201d"}
     tables = {name: np.array([sum(map(text.count, marks)) for text in strings]) for name, marks in count.items()}
     tables["newline"] = np.array(["\n" in text for text in strings])
-    tables["stop"] = np.array([text != "" and text[-1] in ".!?" or text[:-1].endswith((".", "!", "?")) for text in bare])
+    tables["stop"] = np.array(
+        [(text != "" and text[-1] in ".!?") or text[:-1].endswith((".", "!", "?")) for text in bare]
+    )
     tables["closing"] = np.array([text in {'"', "\u201d", ")", "'", "\u2019"} for text in bare])
     return tables
 

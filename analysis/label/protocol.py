@@ -7,6 +7,7 @@ of a position is the highest of the clauses that hold, or 0: a score > 0 predict
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -46,9 +47,7 @@ class Topic:
 
     def scores(self, indexed: Indexed[V]) -> np.ndarray:
         """The sum of weights in each block's window, `[n_blocks]`."""
-        table = np.zeros(len(indexed.vocabulary.strings))
-        table[list(self.words)] = self.weights
-        return indexed.blocks.windows(table[indexed.view.tokens])
+        return _window_scores(indexed, self.words, self.weights)
 
     def holds(self, indexed: Indexed[V], positions: np.ndarray) -> np.ndarray:
         """`[m]`, bool."""
@@ -118,19 +117,25 @@ class Label:
 
 def predict_clauses(clauses: Sequence[Clause], indexed: Indexed[V]) -> tuple[np.ndarray, np.ndarray]:
     """(positions, scores) of a union of clauses; where several hold, the highest score counts."""
-    found = [clause.predict(indexed) for clause in clauses]
-    positions = np.concatenate([np.zeros(0, dtype=np.int64), *(p for p, _ in found)])
-    scores = np.concatenate([np.zeros(0), *(s for _, s in found)])
-    order = np.argsort(positions, kind="stable")
-    positions, scores = positions[order], scores[order]
-    first = np.flatnonzero(np.diff(positions, prepend=-1))
-    return positions[first], np.maximum.reduceat(scores, first) if len(first) else scores
+    best = np.zeros(len(indexed.view.tokens))
+    for clause in clauses:
+        positions, scores = clause.predict(indexed)
+        best[positions] = np.maximum(best[positions], scores)
+    positions = np.flatnonzero(best > 0)
+    return positions, best[positions]
 
 
 Family = Callable[[Evidence, LabelConfig], list[Part]]
 """Fits candidates to the evidence of one latent on the fit split; none where it has nothing to say."""
 
 families: Registry[Family] = Registry("label family")
+
+
+@lru_cache(maxsize=4)  # the clauses of a label and its rivals share their topic
+def _window_scores(indexed: Indexed, words: tuple[int, ...], weights: tuple[float, ...]) -> np.ndarray:
+    table = np.zeros(len(indexed.vocabulary.strings))
+    table[list(words)] = weights
+    return indexed.blocks.windows(table[indexed.view.tokens])
 
 
 def _start(indexed: Indexed[V], filters: tuple[Filter, ...]) -> tuple[np.ndarray, tuple[Filter, ...]]:

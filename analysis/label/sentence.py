@@ -88,11 +88,10 @@ def _subject(seen: Sequence[tuple[Slot, int]], vocabulary: Vocabulary, n_keys: i
     """What the current token must be."""
     for slot, value in seen:
         if slot.offset == 0 and slot.table == "fold":
-            members = [show(vocabulary.strings[token]) for token in vocabulary.members(value)]
-            shown = list(dict.fromkeys(members))
-            if n_keys <= MAX_FORMS:
-                return _listed(shown)
-            return min(shown, key=lambda text: (text.startswith(LEFT + "-"), len(text), text.lower()))
+            members = [vocabulary.strings[token] for token in vocabulary.members(value)]
+            if n_keys <= MAX_FORMS or len(members) == 1:
+                return _listed(list(dict.fromkeys(map(show, members))))
+            return LEFT + min((text.strip().lower() for text in members), key=len) + RIGHT
         if slot.offset == 0:
             return SHAPES[value][1] if slot.table == "shape" else show(vocabulary.strings[value])
     return "any token"

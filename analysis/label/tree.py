@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.label.evidence import Evidence
+from analysis.label.evidence import Evidence, chance
 from analysis.label.protocol import Clause, Filter
 
 MAX_ROUNDS = 12
@@ -44,13 +44,15 @@ def fit_chain(
     ]
     chosen = _maximise(levels, evidence)
     clauses = []
-    for column, group, level, take in zip(columns, groups, levels, chosen, strict=True):
+    for column, group, take in zip(columns, groups, chosen, strict=True):
         if take.any():
             order = np.flatnonzero(take)
             order = order[np.argsort(-group.hits[order], kind="stable")]
             keys = evidence.indexed.column(column).keys[group.ids[order]]
-            scores = level.hits[order] / level.totals[order]
-            clauses.append(Clause(column, tuple(keys.tolist()), tuple(np.round(scores, 6).tolist()), filters))
+            scores = [
+                chance(h, t) for h, t in zip(group.hits[order].tolist(), group.totals[order].tolist(), strict=True)
+            ]
+            clauses.append(Clause(column, tuple(keys.tolist()), tuple(scores), filters))
     return tuple(clauses)
 
 

@@ -1,15 +1,21 @@
-"""Every dictionary by its name, one small file each; a plug-in adds its own with `register`."""
+"""Every dictionary by its name, one small file each; a plug-in adds its own with `register`.
+
+Importing this package imports no torch: `sae.architectures.configs` lies in it and is read first.
+"""
 
 import importlib
+from typing import TYPE_CHECKING
 
 from sae.architectures.configs import configs
-from sae.dictionary import Dictionary
 from sae.registry import Registry
 
-architectures: Registry[type[Dictionary]] = Registry("sae.type")
+if TYPE_CHECKING:
+    import sae.dictionary
+
+architectures: "Registry[type[sae.dictionary.Dictionary]]" = Registry("sae.type")
 
 
-def build(name: str, cfg: object, d_in: int) -> Dictionary:
+def build(name: str, cfg: object, d_in: int) -> "sae.dictionary.Dictionary":
     """An untrained dictionary of the named architecture.
 
     Raises:

@@ -28,12 +28,14 @@ class TopKConfig:
             raise ValueError(f"sae.k = {self.k}: must be at most n_latents = {self.n_latents}")
 
 
-def split_type(section: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def split_type(section: Any) -> tuple[str, dict[str, Any]]:
     """The `type` of a `sae:` section and its other fields.
 
     Raises:
-        ConfigError: `type` is not a name.
+        ConfigError: the section is no mapping, or `type` is not a name.
     """
+    if not isinstance(section, dict):
+        raise ConfigError(f"sae = {section!r}: must be a mapping of fields to values")
     name = section.get("type", "topk")
     if not isinstance(name, str):
         raise ConfigError(f"sae.type = {name!r}: must be the name of an architecture: {', '.join(configs.names())}")

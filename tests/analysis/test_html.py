@@ -1,6 +1,7 @@
 """The atlas: what its data files hold, that no text can escape them, and what a browser draws."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,8 +14,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from analysis.export.atlas import Atlas, AtlasInput, exemplary, interesting_first, rounded
+from analysis.export.atlas import Atlas, AtlasInput, rounded
 from analysis.export.html import export, page, script
+from analysis.export.order import exemplary, interesting_first
 from sae import tokens
 from sae.config import DataConfig
 from sae.errors import StoreError
@@ -33,7 +35,8 @@ LAST_CAT = {
 }
 LABEL = {
     **{"latent": 0, "status": "labelled", "family": "token", "text": f"fires on dog {HOSTILE}"},
-    **{"f1": 0.8, "token_f1": 0.5},
+    **{"scores": {"f1": 0.8, "recall": 0.7}, "token": {"f1": 0.5}, "token_set": None, "n_test": 12},
+    **{"decile_recall": [0.12345, None], "token_text": "“dog”", "beats_token": True},
 }
 CHROMIUM = shutil.which("chromium")
 
@@ -88,7 +91,7 @@ def atlas(store: tokens.TokenStore, **other: Any) -> AtlasInput:
         "labels": pa.Table.from_pylist([LABEL]),
         "tokens": store,
         "token_strings": ["the", " dog", HOSTILE, "\n", " cat", "?"],
-        "summary": {"fvu": 0.123456, "l0": 2.0, "kl": None},
+        "summary": {"fvu": 0.123456, "l0": 2.0, "n_by_status": {"labelled": 1}},
         "provenance": {"Corpus": "public <domain>"},
     }
     return AtlasInput(**{**given, **other})
@@ -122,9 +125,7 @@ def test_the_index_reads_back(store, tmp_path):
     assert columns["f1"] == [0.8, None, None]
     assert index["tokens"] == ["the", " dog", HOSTILE, "\n", " cat", "?"]
     assert index["order"] == [0, 2, 1]
-    # one of the two live latents is labelled
-    found = {"labelled_fraction": 0.5, "beats_fraction": None, "f1": 0.8, "token_f1": 0.5}
-    assert index["summary"] == {"fvu": 0.123, "l0": 2, "kl": None, **found}
+    assert {name: value for name, value in index["summary"].items() if value is not None} == {"fvu": 0.123, "l0": 2}
 
 
 def test_a_chunk_reads_back(store, tmp_path):
@@ -132,6 +133,10 @@ def test_a_chunk_reads_back(store, tmp_path):
     number, chunk = read(tmp_path / "data/latents-000.js")
     first = chunk["latents"][0]
     assert (number, [details["latent"] for details in chunk["latents"]]) == (0, [0, 1, 2])
+    assert {name: value for name, value in first["scores"].items() if value is not None} == {
+        **{"f1": 0.8, "recall": 0.7, "token_f1": 0.5, "n_test": 12},
+        **{"decile_recall": [0.123, None], "token_text": "“dog”", "beats_token": True},
+    }
     assert first["promoted"] == [[2, 3], [1.23, 0.5]]
     assert first["triggers"] == [[1], [2], [1]]
     # bin 9 of 20 is below half of the maximum: one of two firings
@@ -180,11 +185,13 @@ def test_equal_inputs_give_equal_bytes(store, tmp_path):
 
 
 def test_scores_may_be_missing_or_null(store, tmp_path):
-    labels = pa.table({"latent": [0, 2], "status": ["abstained", "rare"], "f1": pa.nulls(2, pa.float64())})
+    struct = pa.nulls(2, pa.struct([("f1", pa.float64())]))
+    labels = pa.table({"latent": [0, 2], "status": ["abstained", "rare"], "scores": struct})
     export(atlas(store, labels=labels, summary={}, k=None), tmp_path)
     [index] = read(tmp_path / "data/index.js")
     assert index["exemplars"] == []
-    assert index["summary"] == {"labelled_fraction": 0, "beats_fraction": None, "f1": None, "token_f1": None}
+    assert set(index["summary"].values()) == {None}
+    assert index["columns"]["f1"] == [None, None, None]
     _, chunk = read(tmp_path / "data/latents-000.js")
     assert set(chunk["latents"][0]["scores"].values()) == {None}
 
@@ -253,7 +260,7 @@ def dump_dom(address: str, profile: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_a_browser_draws_the_index_and_a_feature(store, tmp_path):
+def test_a_browser_draws_the_index(store, tmp_path):
     export(atlas(store), tmp_path / "html")
     address = (tmp_path / "html" / "index.html").as_uri()
     home = dump_dom(address, tmp_path / "profile")
@@ -261,10 +268,22 @@ def test_a_browser_draws_the_index_and_a_feature(store, tmp_path):
     assert home.count('<td class="latent">') == 2
     assert 'fires on dog &lt;/script&gt;&lt;img src=x onerror="alert(1)"&gt;⟨2028⟩⟨2029⟩⟨202E⟩abc␀␇' in home
     assert "<img" not in home.split("<script>")[0]
+    everything = dump_dom(f"{address}#/?hide=&sort=density", tmp_path / "profile")
+    assert "3 of 3 features, by Density, low to high." in everything
+    assert re.findall(r'<td class="latent">(\d+)', everything) == ["1", "2", "0"]
+    found = dump_dom(f"{address}#/?q=DOG+2", tmp_path / "profile")  # a trigger token and a number
+    assert re.findall(r'<td class="latent">(\d+)', found) == ["2"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_browser_draws_a_feature(store, tmp_path):
+    export(atlas(store), tmp_path / "html")
+    address = (tmp_path / "html" / "index.html").as_uri()
     feature = dump_dom(f"{address}#/latent/0", tmp_path / "profile")
     assert "Yes, and better than any single token by 0.30." in feature
-    assert '<span class="t on at" style="--a: 1.000;" tabindex="0"> dog</span>' in feature
-    assert '<span class="t on at" style="--a: 0.490;" tabindex="0"> cat</span>' in feature
+    assert '<span class="t on at" tabindex="0" style="--a: 1.000;"> dog</span>' in feature
+    assert '<span class="t on at" tabindex="0" style="--a: 0.490;"> cat</span>' in feature
     assert "0–50% of the maximum, 50% of its firings" in feature
     missing = dump_dom(f"{address}#/latent/9", tmp_path / "profile")
     assert "There is no latent 9 in this dictionary." in missing

@@ -25,7 +25,9 @@ function atlasIndex(index) {
 
 /** Called by data/latents-000.js and its like. */
 function atlasChunk(number, chunk) {
-  chunks.get(number).arrive(chunk);
+  const waiting = chunks.get(number);
+  waiting.arrived = true;
+  waiting.arrive(chunk);
 }
 
 /** The chunk that holds `row`, loaded by a script element when it is first needed. */
@@ -36,7 +38,8 @@ function loadChunk(row) {
     const waiting = {};
     waiting.chunk = new Promise((arrive, fail) => {
       waiting.arrive = arrive;
-      document.head.append(el("script", { src, onerror: () => { chunks.delete(number); fail(new Error(src)); } }));
+      const missing = () => { chunks.delete(number); fail(new Error(src)); };
+      document.head.append(el("script", { src, onerror: missing, onload: () => { if (!waiting.arrived) missing(); } }));
     });
     chunks.set(number, waiting);
   }

@@ -13,7 +13,7 @@ function scoreBar(value, baseline) {
 }
 
 /** Columns over a labelled axis. `bars`: [{height 0..1, heat 0..1 or null, title}]. */
-function columns({ bars, ticks, lines, label, height = 170, width = 360 }) {
+function columns({ bars, ticks, lines, label, height = 205, width = 360 }) {
   const left = 34, bottom = 20, top = 6, inner = height - bottom - top, step = (width - left) / bars.length;
   const y = (share) => top + inner * (1 - share);
   const text = (x, at, anchor, words) => svg("text", { x, y: at, "text-anchor": anchor }, words);

@@ -2,9 +2,11 @@
 "use strict";
 
 let aligned = true;
+let current = null;
 
 /** Show `row`; its details arrive with their chunk. */
 async function showFeature(row) {
+  current = row;
   const main = document.getElementById("feature");
   const title = row.text || `Feature ${row.latent}`;
   document.title = `${row.latent}: ${visible(title)}`;
@@ -14,7 +16,7 @@ async function showFeature(row) {
   main.querySelector("h1").focus({ preventScroll: true });
   try {
     const chunk = await loadChunk(row.row);
-    if (location.hash !== linkTo(row)) return;
+    if (current !== row) return;
     const details = chunk.latents[row.row % atlas.chunk];
     main.replaceChildren(hero(row), ...body(row, details, chunk.documents));
     main.querySelector("h1").focus({ preventScroll: true });
@@ -49,9 +51,9 @@ function hero(row) {
 }
 
 const STATUS_NOTES = {
-  abstained: "No rule predicted this feature better than the baselines do, so it has no label.",
-  rare: "It fires too seldom for a label to be fitted and scored.",
-  silent: "In all of the indexed text this latent was never active.",
+  abstained: "No rule predicted this feature well enough to be worth a sentence.",
+  rare: "It fires too seldom for a label to be fitted and chosen.",
+  silent: "It never fires in the text that labels are made from.",
   unlabelled: "Labels have not been made for this feature.",
 };
 
@@ -79,12 +81,13 @@ function scoreCard(s) {
   const lines = [
     { name: "This label", value: s.f1, low: s.f1_low, high: s.f1_high, main: true,
       hint: s.f1_low == null ? "F1 on held-out text" : `F1 on held-out text, 95% interval ${score(s.f1_low)} to ${score(s.f1_high)}` },
-    { name: "Best single token", value: s.token_f1, hint: "the best rule that only looks at the current token" },
-    { name: "Another’s label", value: s.other_f1, hint: "the label of another feature that fires as often" },
+    { name: "Best single token", value: s.token_f1, hint: s.token_text ? `always and only on ${visible(s.token_text)}` : "a rule that looks at one token only" },
+    { name: "Best set of tokens", value: s.token_set_f1, hint: "any number of tokens, no context" },
+    { name: "Another’s label", value: s.other_f1, hint: otherLabel(s.other_latent) },
     { name: "Shuffled", value: s.shuffled_f1, hint: "as many predictions, at random places" },
-    { name: "Chance", value: s.chance, hint: "guessing at the rate at which the feature fires" },
   ].filter((line) => line.value != null);
-  const part = (value, name, words) => value != null && el("div", { class: "part" }, el("b", {}, score(value)), el("span", { class: "name" }, name), el("span", { class: "hint" }, words));
+  const part = (value, name, words, more) => value != null &&
+    el("div", { class: "part" }, el("b", {}, score(value)), el("span", { class: "name" }, name), more, el("span", { class: "hint" }, words));
   const counts = s.n_test == null ? "" : `Firings: ${[[s.n_fit, "to fit"], [s.n_select, "to choose"], [s.n_test, "to score"]]
     .filter(([n]) => n != null).map(([n, words]) => `${whole(n)} ${words}`).join(", ")}.`;
   return el("section", { class: "panel" },
@@ -93,16 +96,27 @@ function scoreCard(s) {
     el("div", { class: "scorelines" }, lines.map(scoreLine)),
     el("div", { class: "parts" },
       part(s.precision, "precision", "when the label says so, how often it fires"),
-      part(s.recall, "recall", "of its firings, how many the label finds"),
+      part(s.recall, "recall", "of its firings, how many the label finds", s.decile_recall && deciles(s.decile_recall)),
       part(s.auprc, "AUPRC", "precision averaged over all thresholds")),
     counts && el("p", { class: "hint" }, counts));
+}
+
+const otherLabel = (latent) => (latent == null
+  ? "the label of another feature that fires as often"
+  : ["the label of ", el("a", { href: `#/latent/${latent}` }, `feature ${latent}`), ", which fires as often"]);
+
+/** Recall by tenths of the firings: a label that finds only the strongest shows it here. */
+function deciles(shares) {
+  const words = `recall by tenths of the firings, weakest to strongest: ${shares.map(score).join(", ")}`;
+  return el("span", { class: "deciles", role: "img", title: words, "aria-label": words },
+    shares.map((share) => el("i", { "--x": share ?? 0 })));
 }
 
 function verdict(s) {
   if (s.token_f1 == null) return "Scored once, on documents that had no part in making the label.";
   const margin = s.f1 - s.token_f1;
   if (margin >= 0.02) return `Yes, and better than any single token by ${score(margin)}.`;
-  return margin > -0.02 ? "As well as the best single token: a token detector." : `Less well than the best single token, by ${score(-margin)}.`;
+  return margin > -0.02 ? "About as well as the best single token does." : `Less well than the best single token, by ${score(-margin)}.`;
 }
 
 /* ---- examples ---- */

@@ -22,7 +22,7 @@ const COLUMNS = [
 function labelCell(row) {
   const link = (...words) => el("a", { href: linkTo(row) }, ...words);
   if (row.text) return link(el("bdi", {}, visible(row.text)));
-  if (row.status === "silent") return link(el("span", { class: "muted" }, "never fires"));
+  if (row.n_fired === 0) return link(el("span", { class: "muted" }, "never fires"));
   return link(el("span", { class: "muted" }, "no label · fires on "), row.triggers.slice(0, 4).map(chip));
 }
 
@@ -58,7 +58,7 @@ function howToRead() {
       line("Colour", ["The deeper the ", el("span", { class: "t on", "--a": 0.75 }, "colour"), " behind a token, the more strongly the feature fires there. The token in question is ", el("span", { class: "t on at", "--a": 0.4 }, "underlined"), "."]),
       line("Label", "A sentence made from a rule that predicts where the feature fires. The rule was fitted on some documents, chosen on others, and scored once on a third set."),
       line("F1", ["How well that rule finds the firings of the held-out text: 1 is perfect. The tick ", scoreBar(0.8, 0.5), " marks the best rule that looks at one token only. A label is worth its distance from the tick."]),
-      line("Abstained", "No rule did better than the baselines. The feature is shown without a label rather than with a poor one. Rare: too few firings to fit or to score. Silent: never fired."),
+      line("Abstained", "No rule predicted it well enough, so it is shown without a label rather than with a poor one. Rare: too few firings to fit or to choose by. Silent: it never fires in the text that labels are made from."),
       line("Density", "The share of tokens on which the feature fires."),
       line("Token R²", "How much of the activation is explained by the current token alone. Near 1: a token detector. Near 0: context decides."),
       line("Keys", ["/ searches; on a feature, ← and → go through the list and r picks at random. On a token, ← and → walk through the text."])));
@@ -77,8 +77,8 @@ function health() {
       tile(given(s.kl, short), "nats of KL", "how far predictions move"),
       tile(given(s.dead_fraction, percent), "dead", "latents that never fire"),
       tile(given(s.labelled_fraction, percent), "labelled", "of the features that fire"),
-      tile(given(s.f1, score), "median F1", s.token_f1 == null ? "held out" : `held out; single token ${score(s.token_f1)}`),
-      tile(given(s.beats_fraction, percent), "beat one token", "labels above the best single token")),
+      tile(given(s.median_f1, score), "median F1", s.median_token_f1 == null ? "held out" : `held out; single token ${score(s.median_token_f1)}`),
+      tile(given(s.beats_token_fraction, percent), "beat one token", "labels above the best single token")),
     el("figure", {}, el("figcaption", {}, "Features by density, the share of tokens on which they fire"),
       densityHistogram(atlas.columns.density)));
 }

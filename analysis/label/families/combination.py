@@ -9,7 +9,7 @@ from analysis.label.places import PLACES
 from analysis.label.protocol import Named, Part, families
 from analysis.label.tree import fit_chain
 
-CHAINS = (("fold", "token"), ("token", "shape_token", "pair", "triple"), ("shape", "token"))
+CHAINS = (("fold", "token"), ("token", "shape_token", "pair"), ("shape", "token"))
 MIN_SHARE, MIN_LIFT = 0.6, 1.2
 """A place is tried if it holds this share of the firings, this many times its share of the text."""
 
@@ -24,7 +24,7 @@ def fit(evidence: Evidence, cfg: LabelConfig) -> list[Part]:
     if evidence.outside is not None:
         on[evidence.outside] = False
     masked = evidence.masked(np.flatnonzero(on))
-    found = [fit_chain(masked, chain, cfg.atom_cost, (condition,)) for chain in CHAINS]
+    found = [fit_chain(masked, chain, evidence.cost(cfg), (condition,)) for chain in CHAINS]
     return [Part("combination", clauses) for clauses in found if clauses]
 
 

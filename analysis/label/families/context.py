@@ -14,5 +14,5 @@ CHAINS = (
 
 @families.register("context")
 def fit(evidence: Evidence, cfg: LabelConfig) -> list[Part]:
-    found = [fit_chain(evidence, chain, cfg.atom_cost) for chain in CHAINS]
+    found = [fit_chain(evidence, chain, evidence.cost(cfg)) for chain in CHAINS]
     return [Part("context", clauses) for clauses in found if clauses]

@@ -13,5 +13,5 @@ CHAINS = (("next_shape", "next"), ("token", "token_next_shape", "token_next"))
 
 @families.register("next")
 def fit(evidence: Evidence, cfg: LabelConfig) -> list[Part]:
-    found = [fit_chain(evidence, chain, cfg.atom_cost) for chain in CHAINS]
+    found = [fit_chain(evidence, chain, evidence.cost(cfg)) for chain in CHAINS]
     return [Part("next", clauses) for clauses in found if clauses]

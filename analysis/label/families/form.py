@@ -3,7 +3,7 @@
 import numpy as np
 
 from analysis.config import LabelConfig
-from analysis.label.evidence import Evidence
+from analysis.label.evidence import Evidence, chance
 from analysis.label.forms import total_of
 from analysis.label.protocol import Clause, Named, Part, families
 
@@ -22,12 +22,12 @@ def fit(evidence: Evidence, cfg: LabelConfig) -> list[Part]:
     left = np.ones(size, dtype=bool)
     clauses: list[Clause] = []
     for _ in range(MAX_CLASSES):
-        gains = class_hits - cfg.atom_cost
+        gains = class_hits - evidence.cost(cfg)
         rates = (known + gains) / (base + class_totals)
         best = int(np.argmax(rates))
         if gains[best] <= 0 or rates[best] <= known / base:
             break
-        score = round(float(gains[best] / class_totals[best]), 6)
+        score = chance(float(class_hits[best]), float(class_totals[best]))
         clauses.append(Clause(None, (), (score,), (Named("form", forms.names[best]),)))
         known, base = known + float(gains[best]), base + int(class_totals[best])
         taken = forms.table[:, best] & left

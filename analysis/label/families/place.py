@@ -3,7 +3,7 @@
 import numpy as np
 
 from analysis.config import LabelConfig
-from analysis.label.evidence import Evidence
+from analysis.label.evidence import Evidence, chance
 from analysis.label.places import PLACES
 from analysis.label.protocol import Clause, Named, Part, families
 
@@ -12,11 +12,12 @@ from analysis.label.protocol import Clause, Named, Part, families
 def fit(evidence: Evidence, cfg: LabelConfig) -> list[Part]:
     hits, totals = place_counts(evidence)
     known, base = evidence.n_true, evidence.n_predicted + evidence.n_firings
-    rates = (known + hits - cfg.atom_cost) / (base + totals)
+    gains = hits - evidence.cost(cfg)
+    rates = (known + gains) / (base + totals)
     best = int(np.argmax(rates))
-    if hits[best] <= cfg.atom_cost or rates[best] <= known / base:
+    if gains[best] <= 0 or rates[best] <= known / base:
         return []
-    score = round(float(hits[best] - cfg.atom_cost) / float(totals[best]), 6)
+    score = chance(float(hits[best]), float(totals[best]))
     return [Part("place", (Clause(None, (), (score,), (Named("place", list(PLACES)[best]),)),))]
 
 

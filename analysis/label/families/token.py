@@ -8,5 +8,5 @@ from analysis.label.tree import fit_chain
 
 @families.register("token")
 def fit(evidence: Evidence, cfg: LabelConfig) -> list[Part]:
-    clauses = fit_chain(evidence, ("fold", "token"), cfg.atom_cost)
+    clauses = fit_chain(evidence, ("fold", "token"), evidence.cost(cfg))
     return [Part("token", clauses)] if clauses else []

@@ -10,13 +10,15 @@ from dataclasses import replace
 import numpy as np
 
 from analysis.config import LabelConfig
-from analysis.label.evidence import Evidence
+from analysis.label.evidence import Evidence, chance
 from analysis.label.protocol import Clause, Part, Topic, families
 from analysis.label.tree import fit_chain
 
 MAX_WORDS = 40
 MIN_Z = 3.0
 PRIOR_TOKENS = 10_000
+UNIT = 1024
+"""Weights are multiples of 1 / UNIT: sums of them are exact, whatever the order of the text."""
 MIN_LIFT, MIN_SHARE = 1.3, 0.5
 """A topic narrows a token set if this many times more firings than tokens lie in it, and this
 share of all firings."""
@@ -32,21 +34,21 @@ def fit(evidence: Evidence, cfg: LabelConfig) -> list[Part]:
     totals = blocks.n_valid
     if evidence.outside is not None:
         totals = totals - np.bincount(blocks.of[evidence.outside], minlength=len(totals))
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores)  # ties are counted together
     n_hits, n_totals = np.cumsum(hits[order]), np.cumsum(totals[order])
     ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))
     n_hits, n_totals, levels = n_hits[ends], n_totals[ends], scores[order][ends]
     parts = []
     rates = (evidence.n_true + n_hits) / (evidence.n_predicted + evidence.n_firings + n_totals)
     best = int(np.argmax(rates))
-    if levels[best] > 0 and n_hits[best] > cfg.atom_cost:
-        alone = replace(topic, threshold=_below(float(levels[best])))
-        score = round(float(n_hits[best] - cfg.atom_cost) / float(n_totals[best]), 6)
+    if levels[best] > 0 and n_hits[best] > evidence.cost(cfg):
+        alone = replace(topic, threshold=float(levels[best]))
+        score = chance(float(n_hits[best]), float(n_totals[best]))
         parts.append(Part("topic", (Clause(None, (), (score,), (alone,)),)))
     shares, ground = n_hits / max(len(evidence.fired), 1), n_totals / evidence.n_ground
     best = int(np.argmax(shares - ground))
     if levels[best] > 0 and shares[best] >= max(MIN_SHARE, MIN_LIFT * ground[best]):
-        narrow = replace(topic, threshold=_below(float(levels[best])))
+        narrow = replace(topic, threshold=float(levels[best]))
         parts += _narrowed(evidence, cfg, narrow, scores >= narrow.threshold)
     return parts
 
@@ -61,12 +63,11 @@ def telling_words(evidence: Evidence) -> Topic | None:
     tokens = indexed.view.tokens
     inside = np.bincount(tokens[np.repeat(near, np.diff(blocks.starts, append=len(tokens)))], minlength=size)
     z, delta = _log_odds(inside, indexed.all_counts)
-    z[~indexed.vocabulary.is_word] = 0
-    order = np.argsort(-z, kind="stable")[:MAX_WORDS]
-    order = order[z[order] > MIN_Z]
+    found = np.flatnonzero((z > MIN_Z) & indexed.vocabulary.is_word)
+    order = found[np.argsort(-z[found], kind="stable")][:MAX_WORDS]
     if len(order) == 0:
         return None
-    return Topic(tuple(order.tolist()), tuple(np.round(delta[order], 3).tolist()), 0.0)
+    return Topic(tuple(order.tolist()), tuple((np.round(delta[order] * UNIT) / UNIT).tolist()), 0.0)
 
 
 def _log_odds(inside: np.ndarray, everywhere: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -83,10 +84,5 @@ def _narrowed(evidence: Evidence, cfg: LabelConfig, topic: Topic, is_on: np.ndar
     on = is_on[blocks.of] & view.valid
     if evidence.outside is not None:
         on[evidence.outside] = False
-    clauses = fit_chain(evidence.masked(np.flatnonzero(on)), ("fold", "token"), cfg.atom_cost, (topic,))
+    clauses = fit_chain(evidence.masked(np.flatnonzero(on)), ("fold", "token"), evidence.cost(cfg), (topic,))
     return [Part("topic", clauses)] if clauses else []
-
-
-def _below(level: float) -> float:
-    """A threshold in decimal that `level` passes."""
-    return float(np.floor(level * 1000 - 0.5) / 1000)

@@ -1,0 +1,175 @@
+"""Harvest: every stored row is what a plain forward pass of its context computes."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from sae.config import HarvestConfig
+from sae.errors import ConfigError, DataError, StoreError
+from sae.harvest import harvest
+from sae.sites import read, resolve
+from sae.stage import stage
+from sae.store import ActivationStore
+
+SITES = ("mlp_out.1", "resid_post.0", "mlp_act.2")
+
+
+def cfg(**choices) -> HarvestConfig:
+    return HarvestConfig(**{"sites": SITES, "dtype": "float32", "shard_rows": 100, "batch_tokens": 64, **choices})
+
+
+def run(path, model, store, choices) -> ActivationStore:
+    return ActivationStore(stage(path, {}, lambda out: harvest(model, choices.sites, store, out, choices)))
+
+
+def plain(model, split, site, skip) -> torch.Tensor:
+    """Rows of a site, one context at a time, from a whole forward pass of its own."""
+    rows = []
+    for a, b in zip(split.context_starts[:-1], split.context_starts[1:], strict=True):
+        ids = torch.from_numpy(split.tokens[a:b].astype(np.int64))[None]
+        rows.append(read(model, [resolve(model, site)], lambda ids=ids: model(input_ids=ids))[site][0, skip:])
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("packing", ["packed", "document"])
+@pytest.mark.parametrize("skip", [0, 1, 3])
+def test_every_row_equals_a_plain_forward_pass(tmp_path, gpt2, make_tokens, packing, skip):
+    tokens = make_tokens(packing=packing)
+    store = run(tmp_path / "a", gpt2, tokens, cfg(skip_positions=skip))
+    assert store.sites() == list(SITES)
+    assert store.skip_positions == skip
+    for name in tokens.splits():
+        for site in SITES:
+            split = tokens.split(name)
+            rows = store.split(site, name)
+            assert rows.n_rows == len(split.kept_positions(skip))
+            expected = plain(gpt2, split, site, skip)
+            torch.testing.assert_close(rows.read(0, rows.n_rows), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_shards_hold_whole_contexts_and_no_more_rows_than_asked_for(tmp_path, gpt2, token_store):
+    store = run(tmp_path / "a", gpt2, token_store, cfg())
+    shards = store.split("mlp_out.1", "train").shards
+    assert len(shards) > 2
+    assert all(shard.rows <= 100 for shard in shards)
+    assert all(shard.rows % 15 == 0 for shard in shards[:-1]), "16 tokens a context, the first left out"
+    assert [shard.start for shard in shards] == list(np.cumsum([0, *(shard.rows for shard in shards[:-1])]))
+
+
+def test_a_context_larger_than_a_shard_gets_one_of_its_own(tmp_path, gpt2, token_store):
+    store = run(tmp_path / "a", gpt2, token_store, cfg(shard_rows=1, sites=("mlp_out.1",)))
+    split = token_store.split("train")
+    assert len(store.split("mlp_out.1", "train").shards) == split.n_contexts
+
+
+def test_contexts_too_short_to_keep_anything_have_no_rows(tmp_path, gpt2, make_tokens):
+    tokens = make_tokens(packing="document", context=7)
+    split = tokens.split("train")
+    assert (np.diff(split.context_starts) <= 3).any(), "the example has some"
+    store = run(tmp_path / "a", gpt2, tokens, cfg(skip_positions=3))
+    rows = store.split("mlp_out.1", "train")
+    assert rows.n_rows == len(split.kept_positions(3))
+    expected = plain(gpt2, split, "mlp_out.1", 3)
+    torch.testing.assert_close(rows.read(0, rows.n_rows), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_left_to_train_on_is_an_error(tmp_path, gpt2, make_tokens):
+    tokens = make_tokens(packing="document", context=3)
+    with pytest.raises(DataError) as caught:
+        run(tmp_path / "a", gpt2, tokens, cfg(skip_positions=3))
+    message = "harvest.skip_positions = 3: no context of the train split is longer; nothing is left to train on"
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_moments_are_those_of_the_stored_rows(tmp_path, gpt2, token_store, dtype):
+    store = run(tmp_path / "a", gpt2, token_store, cfg(dtype=dtype))
+    for site in SITES:
+        facts = store.box.facts["sites"][site]
+        split = store.split(site, "train")
+        rows = split.read(0, split.n_rows).double().numpy()
+        assert facts["rows"] == len(rows)
+        assert facts["d_in"] == rows.shape[1] == (64 if site == "mlp_act.2" else 16)
+        np.testing.assert_allclose(facts["mean"], rows.mean(0), rtol=1e-12, atol=1e-15)
+        assert facts["mean_norm"] == pytest.approx(np.linalg.norm(rows, axis=1).mean(), rel=1e-12)
+        assert facts["mean_square"] == pytest.approx((rows**2).sum(1).mean(), rel=1e-12)
+
+
+def test_stored_values_are_rounded_once(tmp_path, gpt2, token_store):
+    exact = run(tmp_path / "exact", gpt2, token_store, cfg()).split("mlp_out.1", "test")
+    stored = run(tmp_path / "half", gpt2, token_store, cfg(dtype="bfloat16")).split("mlp_out.1", "test")
+    n = exact.n_rows
+    assert torch.equal(stored.read(0, n), exact.read(0, n).bfloat16().float())
+
+
+class Toy(nn.Module):
+    """Any module that takes input_ids: an embedding, then a linear layer."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(300, 8)
+        self.linear = nn.Linear(8, 8, bias=False)
+        nn.init.constant_(self.embed.weight, 1.0)
+        nn.init.eye_(self.linear.weight)
+        self.linear.weight.data *= scale
+
+    def forward(self, input_ids):
+        return self.linear(self.embed(input_ids)).sum(-1)
+
+
+def test_any_module_can_be_harvested(tmp_path, token_store):
+    store = run(tmp_path / "a", Toy(2.0), token_store, cfg(sites=("linear:out", "embed:out")))
+    rows = store.split("linear:out", "train")
+    assert torch.equal(rows.read(0, rows.n_rows), torch.full((rows.n_rows, 8), 2.0))
+    assert {path.name for path in (tmp_path / "a").iterdir() if path.is_dir()} == {"linear-out", "embed-out"}
+
+
+def test_a_site_of_another_shape_is_refused(tmp_path, token_store):
+    class Flat(Toy):
+        def forward(self, input_ids):
+            return self.linear(self.embed(input_ids).flatten(0, 1))
+
+    with pytest.raises(ConfigError) as caught:
+        run(tmp_path / "a", Flat(), token_store, cfg(sites=("linear:out",), batch_tokens=32))
+    assert str(caught.value) == "site 'linear:out': gives (32, 8), must be [batch, positions, d]"
+
+
+def test_values_beyond_float16_are_refused_with_a_remedy(tmp_path, token_store):
+    with pytest.raises(StoreError) as caught:
+        run(tmp_path / "a", Toy(1e5), token_store, cfg(sites=("linear:out",), dtype="float16"))
+    path = tmp_path / "a" / "linear-out" / "train-00000.safetensors"
+    assert str(caught.value) == (
+        f"{path}: an activation of size 100000 is not finite in torch.float16; use harvest.dtype=bfloat16 or float32"
+    )
+
+
+def test_a_killed_harvest_makes_only_what_is_missing_and_the_same_bytes(tmp_path, gpt2, token_store, count_calls):
+    whole = run(tmp_path / "a", gpt2, token_store, cfg())
+    files = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    missing = tmp_path / "a" / "mlp_out.1" / "train-00001.safetensors"
+    missing.unlink()
+    (tmp_path / "a" / "manifest.json").unlink()
+    (tmp_path / "a" / "mlp_out.1" / "train-00001.safetensors.tmp").write_bytes(b"half a shard")
+    calls = count_calls(gpt2.transformer.wte)
+    again = run(tmp_path / "a", gpt2, token_store, cfg())
+    assert len(calls) == 2, "6 contexts of 16 tokens, 4 at a time"
+    assert {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()} == files
+    assert again.box.digest == whole.box.digest
+
+
+def test_rows_are_in_order_of_position(tmp_path, gpt2, make_tokens):
+    """Contexts are batched by length; the rows must not be."""
+    tokens = make_tokens(packing="document")
+    store = run(tmp_path / "a", gpt2, tokens, cfg(sites=("transformer.wte:out",)))
+    split = tokens.split("train")
+    ids = torch.from_numpy(split.tokens[split.kept_positions(1)].astype(np.int64))
+    rows = store.split("transformer.wte:out", "train")
+    assert torch.equal(rows.read(0, rows.n_rows), gpt2.transformer.wte(ids))
+
+
+def test_files_hold_the_type_that_was_asked_for(tmp_path, gpt2, token_store):
+    run(tmp_path / "a", gpt2, token_store, cfg(dtype="bfloat16"))
+    with safe_open(tmp_path / "a" / "mlp_out.1" / "train-00000.safetensors", framework="pt") as file:
+        assert file.get_tensor("acts").dtype == torch.bfloat16

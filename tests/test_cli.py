@@ -1,0 +1,82 @@
+"""The command line as a script meets it: exit codes, messages, what is on standard output."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def sae(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "sae", *arguments], capture_output=True, text=True, cwd=cwd)
+
+
+def test_help_teaches_with_examples_and_imports_nothing_heavy() -> None:
+    code = "import sys; from sae.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    heavy = "sys.exit([m for m in ('torch', 'transformers', 'datasets', 'pyarrow', 'pydantic') if m in sys.modules] or 0)"
+    done = subprocess.run([sys.executable, "-c", code + heavy], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "sae run configs/embedded.yaml sae.k=32 train.lr=3e-4 out=runs/k32" in done.stdout
+    for command in ("run", "harvest", "train", "index", "label", "eval", "browse", "export", "info", "config"):
+        assert f"    {command} " in done.stdout
+
+
+def test_user_errors_exit_with_2_and_one_line() -> None:
+    done = sae("run", "configs/smoke.yaml", "sae.k=9000")
+    assert done.returncode == 2
+    assert done.stderr == "sae: configs/smoke.yaml: sae.k = 9000: must be at most n_latents = 256\n"
+    done = sae("train", "configs/nowhere.yaml")
+    assert done.returncode == 2
+    assert done.stderr == "sae: configs/nowhere.yaml: no such configuration file\n"
+
+
+def test_info_lists_what_scripts_rely_on() -> None:
+    done = sae("info", "--json")
+    facts = json.loads(done.stdout)
+    assert {"architectures", "formats", "backends", "versions", "devices"} <= set(facts)
+    assert "topk" in facts["architectures"]
+    assert facts["backends"][-1] == "torch"
+
+
+def test_config_prints_values_under_their_help() -> None:
+    lines = sae("config", "configs/smoke.yaml", "sae.k=4").stdout.splitlines()
+    at = lines.index("  k: 4")
+    assert lines[at - 1].startswith("  # Latents kept in each row.")
+
+
+def test_python_m_sae_ignores_a_users_own_train_py(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("raise SystemExit('the wrong train was imported')")
+    (tmp_path / "run.yaml").write_text("model: {name: nowhere}\n")
+    done = sae("config", "run.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 'name: "nowhere"' in done.stdout
+
+
+@pytest.mark.slow
+def test_whole_run_and_a_second_that_does_no_work(tmp_path: Path) -> None:
+    out = f"out={tmp_path / 'run'}"
+    done = sae("run", "configs/smoke.yaml", out)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    figures = {"fvu", "pca_fvu", "l0", "dead_fraction", "ce_recovered", "kl", "labelled_fraction"}
+    assert figures | {"seconds", "peak_memory_bytes"} <= set(summary)
+    assert summary["l0"] <= 8
+    assert 0 < summary["fvu"] < 1
+    began = time.time()
+    again = sae("run", "configs/smoke.yaml", out)
+    assert "building" not in again.stderr
+    boxes = [path for path in (tmp_path / "run").glob("*/") if path.name != "logs"]
+    assert len(boxes) == 8
+    newest = max(file.stat().st_mtime for box in boxes for file in box.rglob("*") if file.name != ".lock")
+    assert newest < began
+    # a change downstream leaves what is upstream of it alone
+    changed = sae("index", "configs/smoke.yaml", out, "analysis.index.window=16")
+    assert [line for line in changed.stderr.splitlines() if line.endswith("building")] == ["index: building"]
+    csv = tmp_path / "features.csv"
+    assert sae("export", "configs/smoke.yaml", out, "--to", str(csv)).returncode == 0
+    assert csv.read_text().splitlines()[0].startswith("latent,n_fired,density")
+    assert len(csv.read_text().splitlines()) >= 257
