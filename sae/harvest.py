@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from sae import sites as site_names
 from sae.config import HarvestConfig
-from sae.errors import ConfigError
+from sae.errors import ConfigError, DataError
 from sae.sites import Site
 from sae.store import DTYPES, write_shard
 from sae.tokens import TokenSplit, TokenStore
@@ -56,11 +56,17 @@ def harvest(
 
     Raises:
         ConfigError: a site does not exist or does not give `[batch, positions, d]`.
+        DataError: no context of the train split is longer than `cfg.skip_positions`.
         StoreError: an activation does not fit `cfg.dtype`.
     """
     resolved = [site_names.resolve(model, name) for name in sites]
     splits = {name: tokens.split(name) for name in tokens.splits()}
     groups = {name: list(_groups(split, cfg)) for name, split in splits.items()}
+    if not groups["train"]:
+        raise DataError(
+            f"harvest.skip_positions = {cfg.skip_positions}: no context of the train split is longer; "
+            "nothing is left to train on"
+        )
     facts: dict[str, Any] = {site: {"d_in": 0, "splits": defaultdict(list)} for site in sites}
     total = sum(len(split.tokens) for split in splits.values())
     with tqdm(total=total, unit="tok", unit_scale=True, desc="harvest", mininterval=1.0) as progress:

@@ -50,7 +50,6 @@ class _Family:
 _GPT2 = _Family("transformer.h.{i}", "mlp", "attn", ("mlp.c_proj", "in"))
 _NEOX = _Family("gpt_neox.layers.{i}", "mlp", "attention", ("mlp.dense_4h_to_h", "in"))
 _LLAMA = _Family("model.layers.{i}", "mlp", "self_attn", ("mlp.down_proj", "in"))
-_OPT = _Family("model.decoder.layers.{i}", "fc2", "self_attn", ("fc2", "in"))
 _FAMILIES = {
     "gpt2": _GPT2,
     "gpt_neox": _NEOX,

@@ -11,11 +11,11 @@ INDEX_COLUMNS = ["latent", "n_fired", "density", "max_value", "mean_value", "tok
 
 
 def export(index: Path, labels: Path, out: Path) -> None:
-    """Join `index/latents.parquet` with `labels/labels.parquet` by latent; lists are left out."""
+    """Join `index/latents.parquet` with `labels/labels.parquet` by latent: `scores.f1`, …; lists are left out."""
     table = pq.read_table(index / "latents.parquet", columns=INDEX_COLUMNS)
-    scored = pq.read_table(labels / "labels.parquet")
+    scored = pq.read_table(labels / "labels.parquet").flatten()
     columns = [
-        field.name for field in scored.schema if field.name != "latent" and not str(field.type).startswith(("list", "struct"))
+        field.name for field in scored.schema if field.name != "latent" and not str(field.type).startswith("list")
     ]
     by_latent = {row["latent"]: row for row in scored.select(["latent", *columns]).to_pylist()}
     rows = [{**row, **by_latent.get(row["latent"], {})} for row in table.to_pylist()]

@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+import analysis.label.families  # noqa: F401 - enters the families
 from analysis.config import LabelConfig
 from analysis.label.evidence import Evidence
 from analysis.label.indexed import Indexed

@@ -17,7 +17,7 @@ DISCOUNT = 0.75
 """Firings taken off a count before it becomes a chance (absolute discounting, Ney et al. 1994)."""
 
 
-def chance(hits: float, total: float) -> float:
+def chance(hits: int, total: int) -> float:
     """The chance of a firing where `hits` of `total` were seen, to 6 decimals."""
     return round((hits - DISCOUNT) / total, 6)
 
@@ -69,7 +69,7 @@ class Evidence:
 
     def cost(self, cfg: LabelConfig) -> float:
         """Firings that a key must earn; see `LabelConfig.atom_cost`."""
-        return max(cfg.atom_cost, cfg.atom_share * self.n_firings)
+        return max(float(cfg.atom_cost), cfg.atom_share * self.n_firings)
 
     def token_totals(self) -> np.ndarray:
         """Positions of each token on the ground, `[vocabulary]`; not for masked evidence."""

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import analysis.label.families  # noqa: F401 - enters the families
 from analysis.config import LabelConfig
 from analysis.label.choose import choose
 from analysis.label.columns import Vocabulary

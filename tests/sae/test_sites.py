@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sae.errors import ConfigError
 from sae.sites import KINDS, Site, read, replaced, resolve
@@ -48,22 +48,6 @@ def neox():
         initializer_range=0.3,
     )
     return small(GPTNeoXForCausalLM, config)
-
-
-@pytest.fixture(scope="module")
-def opt():
-    config = OPTConfig(
-        vocab_size=50,
-        hidden_size=16,
-        word_embed_proj_dim=16,
-        ffn_dim=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-        init_std=0.3,
-        dropout=0.0,
-    )
-    return small(OPTForCausalLM, config)
 
 
 def read_all(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
@@ -139,23 +123,7 @@ def test_every_short_name_of_gpt_neox(neox):
         close(found[f"mlp_act.{layer}"], neurons)
         close(found[f"mlp_out.{layer}"], block.mlp.dense_4h_to_h(neurons))
         close(found[f"resid_post.{layer}"], before + found[f"attn_out.{layer}"] + found[f"mlp_out.{layer}"])
-    close(neox.embed_out(neox.gpt_neox.final_layer_norm(found["resid_post.1"])), output.logits)
-
-
-def test_every_short_name_of_opt(opt):
-    found = read_all(opt, every_site(2))
-    output = opt(input_ids=IDS, output_hidden_states=True)
-    for layer, block in enumerate(opt.model.decoder.layers):
-        before = output.hidden_states[layer]
-        middle = before + found[f"attn_out.{layer}"]
-        mlp_in = block.final_layer_norm(middle)
-        neurons = block.fc1(mlp_in).relu()
-        close(found[f"resid_pre.{layer}"], before)
-        close(found[f"mlp_in.{layer}"], mlp_in)
-        close(found[f"mlp_act.{layer}"], neurons)
-        close(found[f"mlp_out.{layer}"], block.fc2(neurons))
-        close(found[f"resid_post.{layer}"], middle + found[f"mlp_out.{layer}"])
-    close(opt.lm_head(opt.model.decoder.final_layer_norm(found["resid_post.1"])), output.logits)
+    close(neox.get_output_embeddings()(neox.gpt_neox.final_layer_norm(found["resid_post.1"])), output.logits)
 
 
 def test_a_module_path_names_either_side_of_any_module(gpt2):

@@ -27,7 +27,7 @@ def fit(evidence: Evidence, cfg: LabelConfig) -> list[Part]:
         best = int(np.argmax(rates))
         if gains[best] <= 0 or rates[best] <= known / base:
             break
-        score = chance(float(class_hits[best]), float(class_totals[best]))
+        score = chance(int(class_hits[best]), int(class_totals[best]))
         clauses.append(Clause(None, (), (score,), (Named("form", forms.names[best]),)))
         known, base = known + float(gains[best]), base + int(class_totals[best])
         taken = forms.table[:, best] & left

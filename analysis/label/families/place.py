@@ -17,7 +17,7 @@ def fit(evidence: Evidence, cfg: LabelConfig) -> list[Part]:
     best = int(np.argmax(rates))
     if gains[best] <= 0 or rates[best] <= known / base:
         return []
-    score = chance(float(hits[best]), float(totals[best]))
+    score = chance(int(hits[best]), int(totals[best]))
     return [Part("place", (Clause(None, (), (score,), (Named("place", list(PLACES)[best]),)),))]
 
 

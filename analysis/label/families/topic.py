@@ -43,7 +43,7 @@ def fit(evidence: Evidence, cfg: LabelConfig) -> list[Part]:
     best = int(np.argmax(rates))
     if levels[best] > 0 and n_hits[best] > evidence.cost(cfg):
         alone = replace(topic, threshold=float(levels[best]))
-        score = chance(float(n_hits[best]), float(n_totals[best]))
+        score = chance(int(n_hits[best]), int(n_totals[best]))
         parts.append(Part("topic", (Clause(None, (), (score,), (alone,)),)))
     shares, ground = n_hits / max(len(evidence.fired), 1), n_totals / evidence.n_ground
     best = int(np.argmax(shares - ground))
