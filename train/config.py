@@ -14,7 +14,7 @@ class TrainConfig:
     tokens: Positive = 10_000_000
     """Rows to train on, with repetition where fewer are harvested."""
     batch: Positive = 4096
-    """Rows of a step, over all processes."""
+    """Rows of a step."""
     lr: PositiveFloat | None = None
     """Peak learning rate; none means 2e-4 / sqrt(n_latents / 2^14) (Gao et al. 2024, Fig. 3)."""
     warmup: Share = 0.0

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from sae import architectures, hub
 from sae.dictionary import Dictionary, InputStats, Step, geometric_median
+from sae.errors import ConfigError
 from sae.files import write_json
 from sae.store import ActivationSplit
 from train import checkpoint
@@ -61,10 +62,9 @@ def fit(
         progress = checkpoint.load(state, dictionary, optimizer)
         log.info("resuming at step %d", progress.step)
     _loop(accelerator, dictionary, optimizer, data, cfg, progress, seed, lr, state)
-    if accelerator.is_main_process:
-        hub.save(dictionary, name, sae_cfg, {**facts, "d_in": data.train.d_in}, out)
-        write_json(out / "curve.json", progress.curve)
-        state.unlink(missing_ok=True)
+    hub.save(dictionary, name, sae_cfg, {**facts, "d_in": data.train.d_in}, out)
+    write_json(out / "curve.json", progress.curve)
+    state.unlink(missing_ok=True)
     accelerator.end_training()
     last = progress.curve[-1]
     return {"steps": progress.step, "lr": lr, "n_dead": last["n_dead"], "fvu": last["fvu"]}
@@ -73,6 +73,8 @@ def fit(
 def _accelerator(cfg: TrainConfig, logs: Path) -> Accelerator:
     log_with = None if cfg.tracker == "none" else cfg.tracker
     accelerator = Accelerator(log_with=log_with, project_dir=str(logs))
+    if accelerator.num_processes > 1:
+        raise ConfigError(f"a dictionary is trained by one process, not by {accelerator.num_processes}")
     if log_with:
         accelerator.init_trackers("train")
     return accelerator
@@ -100,7 +102,6 @@ def _loop(
 ) -> None:
     """Step until `cfg.tokens` rows have been seen; `progress` is brought forward in place."""
     n_steps = max(1, cfg.tokens // cfg.batch)
-    share = slice(accelerator.process_index, None, accelerator.num_processes)
     loader = Loader(data.train, cfg.batch, cfg.window_rows, seed)
     model, optimizer = accelerator.prepare(dictionary, optimizer)
     progress.silent_tokens = progress.silent_tokens.to(accelerator.device)
@@ -109,7 +110,7 @@ def _loop(
     while progress.step < n_steps:
         for group in optimizer.param_groups:
             group["lr"] = lr * lr_scale(progress.step, n_steps, cfg.warmup, cfg.decay)
-        x = loader.batch(progress.step)[share].to(accelerator.device)
+        x = loader.batch(progress.step).to(accelerator.device)
         out = model(x, Step(progress.step, progress.silent_tokens >= cfg.dead_tokens))
         accelerator.backward(torch.stack(list(out.terms.values())).sum())
         dictionary.before_step()
@@ -118,12 +119,12 @@ def _loop(
         optimizer.step()
         optimizer.zero_grad()
         dictionary.after_step()
-        _count(progress, cast(Tensor, accelerator.reduce(out.latents.firing_counts())), cfg)
+        _count(progress, out.latents.firing_counts(), cfg)
         bar.update(cfg.batch)
         is_last = progress.step == n_steps
         if is_last or (cfg.evaluate_every and progress.step % cfg.evaluate_every == 0):
             _evaluate(accelerator, dictionary, data, cfg, progress, out.terms, bar)
-        if accelerator.is_main_process and (is_last or time.monotonic() - saved > cfg.checkpoint_seconds):
+        if is_last or time.monotonic() - saved > cfg.checkpoint_seconds:
             checkpoint.save(state, dictionary, optimizer, progress)
             saved = time.monotonic()
     bar.close()

@@ -162,7 +162,7 @@ def folds_of(strings: tuple[str, ...]) -> np.ndarray:
     first: dict[str, int] = {}
     folded = np.empty(len(strings), dtype=np.int64)
     for token, text in enumerate(bare):
-        is_plural = len(text) > 4 and text.isalpha() and text[-1] == "s" and text[-2] not in "suia"
+        is_plural = len(text) > 3 and text.isalpha() and text[-1] == "s" and text[-2] not in "suia"
         key = text[:-1] if is_plural and text[:-1] in known else text
         key = strings[token] if not key.isalpha() else key
         folded[token] = first.setdefault(key, token)

@@ -93,7 +93,7 @@ class Part:
     @property
     def n_atoms(self) -> int:
         """Keys and filters: the length of the description."""
-        return sum(max(len(clause.keys), 1) + len(clause.filters) for clause in self.clauses)
+        return sum(len(clause.keys) + len(clause.filters) for clause in self.clauses)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,22 @@ from analysis.codes import Codes
 from analysis.splits import FitView, SelectView, TestView, View
 from sae.tokens import TokenSplit
 
-FILLER = [" the", " a", " man", " woman", " ran", " and", " said", " house", " saw", " red", " cat", " it", " very", "."]
+FILLER = [
+    " the",
+    " a",
+    " man",
+    " woman",
+    " ran",
+    " and",
+    " said",
+    " house",
+    " saw",
+    " red",
+    " cat",
+    " it",
+    " very",
+    ".",
+]
 STRINGS = (
     "<|endoftext|>",
     *FILLER,

@@ -140,7 +140,9 @@ def test_few_firings_get_no_label(planted, ids):
 
 def test_a_rule_with_noise_is_found_and_not_adorned(planted, ids):
     rng = np.random.default_rng(1)
-    choice, f1, text = planted(lambda t: (t == ids[" town"]) & (rng.random(len(t)) < 0.9) | (rng.random(len(t)) < 0.002))
+    choice, f1, text = planted(
+        lambda t: (t == ids[" town"]) & (rng.random(len(t)) < 0.9) | (rng.random(len(t)) < 0.002)
+    )
     assert text == "Fires on \u201ctown\u201d."
     assert 0.8 < f1 < 0.97
     assert isinstance(choice.label, Label)

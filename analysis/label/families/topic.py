@@ -31,26 +31,50 @@ def fit(evidence: Evidence, cfg: LabelConfig) -> list[Part]:
         return []
     scores, blocks = topic.scores(evidence.indexed), evidence.indexed.blocks
     hits = np.bincount(blocks.of[evidence.fired], minlength=len(blocks.starts))
+    return [*_alone(evidence, cfg, topic, scores, hits), *_narrowed(evidence, cfg, topic, scores, hits)]
+
+
+def _alone(evidence: Evidence, cfg: LabelConfig, topic: Topic, scores: np.ndarray, hits: np.ndarray) -> list[Part]:
+    """Every token of the passages, with the threshold of the best F1."""
+    blocks = evidence.indexed.blocks
     totals = blocks.n_valid
     if evidence.outside is not None:
         totals = totals - np.bincount(blocks.of[evidence.outside], minlength=len(totals))
-    order = np.argsort(-scores)  # ties are counted together
-    n_hits, n_totals = np.cumsum(hits[order]), np.cumsum(totals[order])
-    ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))
-    n_hits, n_totals, levels = n_hits[ends], n_totals[ends], scores[order][ends]
-    parts = []
-    rates = (evidence.n_true + n_hits) / (evidence.n_predicted + evidence.n_firings + n_totals)
-    best = int(np.argmax(rates))
-    if levels[best] > 0 and n_hits[best] > evidence.cost(cfg):
-        alone = replace(topic, threshold=float(levels[best]))
-        score = chance(int(n_hits[best]), int(n_totals[best]))
-        parts.append(Part("topic", (Clause(None, (), (score,), (alone,)),)))
-    shares, ground = n_hits / max(len(evidence.fired), 1), n_totals / evidence.n_ground
+    levels, n_hits, n_totals = _sweep(scores, hits, totals)
+    best = int(np.argmax((evidence.n_true + n_hits) / (evidence.n_predicted + evidence.n_firings + n_totals)))
+    if levels[best] <= 0 or n_hits[best] <= evidence.cost(cfg):
+        return []
+    score = chance(int(n_hits[best]), int(n_totals[best]))
+    return [Part("topic", (Clause(None, (), (score,), (replace(topic, threshold=float(levels[best])),)),))]
+
+
+def _narrowed(evidence: Evidence, cfg: LabelConfig, topic: Topic, scores: np.ndarray, hits: np.ndarray) -> list[Part]:
+    """Tokens within the passages. The threshold best parts the firings from the same tokens elsewhere."""
+    indexed, blocks = evidence.indexed, evidence.indexed.blocks
+    tokens, totals = indexed.view.tokens, evidence.token_totals()
+    weights = np.bincount(tokens[evidence.fired], minlength=len(totals)) / np.maximum(totals, 1)
+    like = np.add.reduceat(weights[tokens] * indexed.view.valid, blocks.starts)
+    levels, n_hits, n_like = _sweep(scores, hits, like)
+    shares, ground = n_hits / max(len(evidence.fired), 1), n_like / like.sum()
     best = int(np.argmax(shares - ground))
-    if levels[best] > 0 and shares[best] >= max(MIN_SHARE, MIN_LIFT * ground[best]):
-        narrow = replace(topic, threshold=float(levels[best]))
-        parts += _narrowed(evidence, cfg, narrow, scores >= narrow.threshold)
-    return parts
+    if levels[best] <= 0 or shares[best] < max(MIN_SHARE, MIN_LIFT * ground[best]):
+        return []
+    below = max(float(levels[min(best + 1, len(levels) - 1)]), 0.0)
+    narrow = replace(topic, threshold=(float(levels[best]) + below) / 2)
+    on = (scores >= narrow.threshold)[blocks.of] & indexed.view.valid
+    if evidence.outside is not None:
+        on[evidence.outside] = False
+    clauses = fit_chain(evidence.masked(np.flatnonzero(on)), ("fold", "token"), evidence.cost(cfg), (narrow,))
+    return [Part("topic", clauses)] if clauses else []
+
+
+def _sweep(scores: np.ndarray, hits: np.ndarray, totals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(levels, hits, totals) of the blocks that score at least each level, from the highest; blocks
+    that hold nothing make no level."""
+    held = np.flatnonzero(totals > 0)
+    order = held[np.argsort(-scores[held])]  # ties are counted together
+    ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))
+    return scores[order][ends], np.cumsum(hits[order])[ends], np.cumsum(totals[order])[ends]
 
 
 def telling_words(evidence: Evidence) -> Topic | None:
@@ -77,12 +101,3 @@ def _log_odds(inside: np.ndarray, everywhere: np.ndarray) -> tuple[np.ndarray, n
     here, there = inside + prior, outside + prior
     delta = np.log(here / (here.sum() - here)) - np.log(there / (there.sum() - there))
     return delta / np.sqrt(1 / here + 1 / there), delta
-
-
-def _narrowed(evidence: Evidence, cfg: LabelConfig, topic: Topic, is_on: np.ndarray) -> list[Part]:
-    view, blocks = evidence.indexed.view, evidence.indexed.blocks
-    on = is_on[blocks.of] & view.valid
-    if evidence.outside is not None:
-        on[evidence.outside] = False
-    clauses = fit_chain(evidence.masked(np.flatnonzero(on)), ("fold", "token"), evidence.cost(cfg), (topic,))
-    return [Part("topic", clauses)] if clauses else []
