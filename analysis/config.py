@@ -8,7 +8,7 @@ class IndexConfig:
     """What is kept of each latent's behaviour."""
 
     tokens: Positive = 2_000_000
-    """Training tokens that are indexed, at most (whole contexts)."""
+    """Training tokens that are indexed, at most."""
     label_tokens: Positive = 1_000_000
     """Tokens of each of the label splits that are indexed, at most."""
     top_examples: Positive = 8

@@ -160,12 +160,23 @@ def remove_parallel_gradient(matrix: nn.Parameter) -> None:
 def geometric_median(
     points: Float[Tensor, "n d"], tolerance: float = 1e-6, max_iterations: int = 200
 ) -> Float[Tensor, " d"]:
-    """The point with the least mean distance to `points` (Weiszfeld's iteration, in float64)."""
+    """The point with the least mean distance to `points`, in float64.
+
+    Weiszfeld's iteration; a guess that lies on a point is left as in Vardi & Zhang 2000 (PNAS 97).
+    """
     points64 = points.double()
     guess = points64.mean(dim=0)
     for _ in range(max_iterations):
-        weights = 1 / (points64 - guess).norm(dim=1).clamp_min(1e-12)
-        moved = (weights[:, None] * points64).sum(dim=0) / weights.sum()
+        distances = (points64 - guess).norm(dim=1)
+        is_away = distances > 1e-12
+        weights = torch.where(is_away, 1 / distances.clamp_min(1e-12), 0)
+        if not is_away.any():
+            break
+        target = weights @ points64 / weights.sum()
+        # points under the guess hold it with a pull of 1 each, against the pull of the others
+        pull = (weights @ (points64 - guess)).norm()
+        step = (1 - (~is_away).sum() / pull.clamp_min(1e-300)).clamp_min(0)
+        moved = guess + step * (target - guess)
         is_settled = (moved - guess).norm() <= tolerance * (1 + guess.norm())
         guess = moved
         if is_settled:

@@ -76,8 +76,13 @@ def splice(
     """
     place = sites.resolve(subject.model, site)
     mean = mean.to(subject.device)
+
+    def reconstruction(x: Tensor) -> Tensor:
+        with torch.autocast(subject.device.type, enabled=False):  # a dictionary is used as it was trained
+            return dictionary.decode(dictionary.encode(x.float()))
+
     changes = {
-        "spliced": lambda x: dictionary.decode(dictionary.encode(x.float())),
+        "spliced": reconstruction,
         "mean_ablated": mean.expand_as,
         "zero_ablated": torch.zeros_like,
     }

@@ -61,7 +61,7 @@ class Loader:
             self._window = None  # the old window goes before the new one comes
             epoch, window = divmod(number, self.n_windows)
             first = window * self.runs_per_window
-            runs = np.sort(self._runs(epoch)[first : first + self.runs_per_window])
+            runs = sorted(self._runs(epoch)[first : first + self.runs_per_window].tolist())
             rows = torch.cat([self.split.read(run * RUN_ROWS, (run + 1) * RUN_ROWS) for run in runs])
             order = np.random.default_rng((self.seed, 11, number)).permutation(len(rows))
             self._window = _Window(number, rows[torch.from_numpy(order)])

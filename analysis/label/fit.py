@@ -53,8 +53,9 @@ def write(records: list[LabelRecord], out: Path) -> dict[str, Any]:
 def facts(records: list[LabelRecord]) -> dict[str, Any]:
     """What the labels are worth as a whole, for the manifest.
 
-    `labelled_fraction` and `abstained_fraction` are shares of the live latents (all but silent);
-    `beats_token_fraction` and the medians are over labelled latents.
+    `labelled_fraction`, `abstained_fraction` and `beats_token_or_abstained_fraction` are shares of
+    the live latents (all but silent); a rare one counts as abstained in the last, since it too is
+    given no label. `beats_token_fraction` and the medians are over labelled latents.
     """
     status = Counter(record.status for record in records)
     labelled = [record for record in records if record.scores and record.token]
@@ -67,7 +68,7 @@ def facts(records: list[LabelRecord]) -> dict[str, Any]:
         "labelled_fraction": _share(status["labelled"], n_live),
         "abstained_fraction": _share(status["abstained"], n_live),
         "beats_token_fraction": _share(better, len(labelled)),
-        "beats_token_or_abstained_fraction": _share(better + status["abstained"], n_live),
+        "beats_token_or_abstained_fraction": _share(better + status["abstained"] + status["rare"], n_live),
         "median_f1": _median([r.scores.f1 for r in labelled if r.scores]),
         "median_auprc": _median([r.scores.auprc for r in labelled if r.scores]),
         "median_token_f1": _median([r.token.f1 for r in labelled if r.token]),

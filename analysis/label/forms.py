@@ -164,6 +164,7 @@ def folds_of(strings: tuple[str, ...]) -> np.ndarray:
     for token, text in enumerate(bare):
         is_plural = len(text) > 3 and text.isalpha() and text[-1] == "s" and text[-2] not in "suia"
         key = text[:-1] if is_plural and text[:-1] in known else text
-        key = strings[token] if not key.isalpha() else key
+        if not key.isalpha():
+            key = f"{token}"  # signs and fragments of characters stand for themselves
         folded[token] = first.setdefault(key, token)
     return folded

@@ -67,6 +67,7 @@ def _record(
     select: SelectView,
     test: Indexed[TestView],
 ) -> LabelRecord:
+    """All that is known of a latent; long because each field is named on a line of its own."""
     fired, values = test.view.firing(latent)
     fit_fired, fit_values = fit.view.firing(latent)
     n_fit, n_select, n_test = len(fit_fired), len(select.firing(latent)[0]), len(fired)

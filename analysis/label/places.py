@@ -18,9 +18,9 @@ PLACES: dict[str, str] = {
     "sentence_start": "at the start of a sentence",
     "in_quotes": "inside quotation marks",
     "in_brackets": "inside brackets",
-    "repeated": "that was seen before in the context",
-    "repeated_lately": "that was seen in the last 32 tokens",
-    "bigram_repeated": "that was seen before in the context, after the same token",
+    "repeated": "seen before in the context",
+    "repeated_lately": "seen in the last 32 tokens",
+    "bigram_repeated": "seen before in the context after the same token",
     "previous_repeated": "after a token seen before in the context",
 }
 

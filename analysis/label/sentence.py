@@ -10,6 +10,7 @@ from analysis.label.protocol import Clause, Filter, Label, Named, Part
 MAX_ATOMS = 8
 MAX_FORMS = 3
 MAX_WORDS = 4
+ANY_FORM = "(in any case, singular or plural)"
 LEFT, RIGHT = "\u201c", "\u201d"
 
 
@@ -35,49 +36,48 @@ def _part(part: Part, vocabulary: Vocabulary) -> str:
     by_filters: dict[tuple[Filter, ...], list[Clause]] = {}
     for clause in part.clauses:
         by_filters.setdefault(clause.filters if clause.column else (), []).append(clause)
-    return " or ".join(
-        _atoms(clauses, vocabulary) + "".join(_condition(condition, vocabulary) for condition in filters)
-        for filters, clauses in by_filters.items()
-    )
+    phrases = []
+    for filters, clauses in by_filters.items():
+        text = _atoms(clauses, vocabulary)
+        conditions = [_condition(condition, vocabulary) for condition in filters]
+        every = ", all" if "; " in text else ","
+        phrases.append(text + "".join(f"{every} {condition}" for condition in conditions))
+    return " or ".join(phrases)
 
 
 def _atoms(clauses: Sequence[Clause], vocabulary: Vocabulary) -> str:
     atoms: list[tuple[str, str, str]] = []
     n_keys = sum(max(len(clause.keys), 1) for clause in clauses)
-    is_folded = False
     for clause in clauses:
         if clause.column is None:
             atoms.append((_subject_of(clause.filters, vocabulary), "", ""))
         for key in clause.keys[: MAX_ATOMS - len(atoms)]:
             seen = digits(key, clause.column or "", vocabulary)
-            is_folded |= seen[0][0].table == "fold" and len(vocabulary.members(seen[0][1])) > 1
-            relation, context = _context(seen, vocabulary)
+            relation, context = _context(seen, vocabulary, n_keys)
             atoms.append((_subject(seen, vocabulary, n_keys), relation, context))
     text = _grouped(atoms)
-    if is_folded and n_keys > MAX_FORMS:
-        text += " (in any case, singular or plural)"
     hidden = n_keys - len(atoms)
     return text + (f" and {hidden} more such rule{'s' if hidden > 1 else ''}" if hidden else "")
 
 
 def _grouped(atoms: Sequence[tuple[str, str, str]]) -> str:
     """Atoms of one subject share it, then subjects of the same contexts share those."""
-    contexts: dict[str, list[tuple[str, str]]] = {}
+    contexts: dict[tuple[str, bool], list[tuple[str, str]]] = {}
     for subject, relation, context in atoms:
-        entry = contexts.setdefault(subject, [])
+        entry = contexts.setdefault((subject, relation == ""), [])
         if (relation, context) not in entry:
             entry.append((relation, context))
     subjects: dict[tuple[tuple[str, str], ...], list[str]] = {}
-    for subject, entry in contexts.items():
+    for (subject, _), entry in contexts.items():
         subjects.setdefault(tuple(entry), []).append(subject)
     phrases = []
     for entry, names in subjects.items():
         relations: dict[str, list[str]] = {}
         for relation, context in entry:
             relations.setdefault(relation, []).append(context)
-        tail = [f"{relation} {_listed(items)}" for relation, items in relations.items() if relation]
-        phrases.append(" ".join([_listed(names), " or ".join(tail)]).strip())
-    return "; ".join(phrases) if any(entry != (("", ""),) for entry in subjects) else phrases[0]
+        tail = [f"{relation} {_listed(items)}".strip() for relation, items in relations.items()]
+        phrases.append(f"{_listed(names)} {' or '.join(tail)}".strip())
+    return "; ".join(phrases)
 
 
 def _listed(items: Sequence[str]) -> str:
@@ -97,8 +97,10 @@ def _subject(seen: Sequence[tuple[Slot, int]], vocabulary: Vocabulary, n_keys: i
     return "any token"
 
 
-def _context(seen: Sequence[tuple[Slot, int]], vocabulary: Vocabulary) -> tuple[str, str]:
-    """("after", what), ("just before", what) or two empty strings."""
+def _context(seen: Sequence[tuple[Slot, int]], vocabulary: Vocabulary, n_keys: int) -> tuple[str, str]:
+    """("after", what), ("just before", what), (any form, "") or two empty strings."""
+    if seen[0][0].table == "fold" and n_keys > MAX_FORMS and len(vocabulary.members(seen[0][1])) > 1:
+        return ANY_FORM, ""
     around = [(slot, value) for slot, value in seen if slot.offset != 0]
     if not around:
         return "", ""
@@ -115,12 +117,12 @@ def _subject_of(filters: Sequence[Filter], vocabulary: Vocabulary) -> str:
     head = filters[0]
     if isinstance(head, Named) and head.kind == "form":
         return vocabulary.forms.phrases[head.name]
-    return "any token" + "".join(_condition(condition, vocabulary) for condition in filters)
+    return ", ".join(["any token", *(_condition(condition, vocabulary) for condition in filters)])
 
 
 def _condition(condition: Filter, vocabulary: Vocabulary) -> str:
     if isinstance(condition, Named):
         phrase = PLACES[condition.name] if condition.kind == "place" else vocabulary.forms.phrases[condition.name]
-        return f", but not {phrase}" if condition.is_negated else f", {phrase}"
+        return f"not {phrase}" if condition.is_negated else phrase
     words = [show(" " + vocabulary.strings[token].strip()) for token in condition.words]
-    return f", in passages with words such as {_listed(list(dict.fromkeys(words))[:MAX_WORDS])}"
+    return f"in passages with words such as {_listed(list(dict.fromkeys(words))[:MAX_WORDS])}"

@@ -30,7 +30,9 @@ class Loss:
     auxk: Tensor
 
 
-def loss(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, k: int, dead: Tensor, k_aux: int) -> Loss:
+def loss(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, k: int, dead: Tensor, k_aux: int
+) -> Loss:
     """Both losses of a batch, with the pre-bias `b_dec`; `dead` is a mask of latents."""
     recon = latents(x, W_enc, b_enc, b_dec, k) @ W_dec + b_dec
     error = ((x - recon) ** 2).sum(1).mean()

@@ -42,7 +42,9 @@ def refusal(path: Path, *assignments: str) -> str:
 
 def test_yaml_and_assignments_make_one_configuration(write):
     path = write("data: {context: 32}\nsae: {n_latents: 64, k: 4}\nseed: 3\n")
-    cfg = load_config(path, ["sae.k=8", "train.lr=3e-4", "harvest.sites=[mlp_out.0, mlp_out.1]", "train.site=mlp_out.1"])
+    cfg = load_config(
+        path, ["sae.k=8", "train.lr=3e-4", "harvest.sites=[mlp_out.0, mlp_out.1]", "train.site=mlp_out.1"]
+    )
     assert (cfg.data.context, cfg.sae.n_latents, cfg.sae.k, cfg.train.lr, cfg.seed) == (32, 64, 8, 3e-4, 3)
     assert cfg.sae_type == "topk"
     assert cfg.site == "mlp_out.1"
@@ -86,7 +88,9 @@ def test_the_configurations_that_are_shipped_are_valid(name):
 
 
 def test_description_holds_every_field_and_reads_back_as_the_same_run(write, tmp_path):
-    cfg = load_config(write("sae: {n_latents: 64, k: 4}\ndata: {held_out: [0.2, 0.1, 0.1]}\nanalysis: {index: {window: 9}}\n"))
+    cfg = load_config(
+        write("sae: {n_latents: 64, k: 4}\ndata: {held_out: [0.2, 0.1, 0.1]}\nanalysis: {index: {window: 9}}\n")
+    )
     again = tmp_path / "again.yaml"
     again.write_text(describe(cfg))
     assert load_config(again) == cfg

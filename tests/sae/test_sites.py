@@ -76,7 +76,8 @@ def test_every_short_name_of_gpt2(gpt2):
     for layer, block in enumerate(gpt2.transformer.h):
         before = output.hidden_states[layer]
         q, k, v = (
-            part.unflatten(-1, (2, 8)).transpose(1, 2) for part in block.attn.c_attn(block.ln_1(before)).split(16, dim=-1)
+            part.unflatten(-1, (2, 8)).transpose(1, 2)
+            for part in block.attn.c_attn(block.ln_1(before)).split(16, dim=-1)
         )
         attention = block.attn.c_proj(causal_attention(q, k, v))
         mlp_in = block.ln_2(before + attention)

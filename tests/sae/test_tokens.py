@@ -1,5 +1,7 @@
 """Tokens: contexts and documents cut one array, and every position is found again."""
 
+from itertools import chain, pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from sae.config import DataConfig
 from sae.errors import DataError, StoreError
 from sae.stage import stage
 from sae.text import Document
-from sae.tokens import TokenSplit, TokenStore, token_strings
+from sae.tokens import TokenSplit, TokenStore
 
 
 def letters(n_extra: int = 0, bos: bool = True) -> PreTrainedTokenizerFast:
@@ -27,7 +29,9 @@ LETTERS = letters()
 
 def build(path, texts, splits=None, tokenizer=LETTERS, **choices) -> TokenStore:
     splits = splits or ["train"] * len(texts)
-    documents = [Document(f"id{i}", "s", f"t{i}", text, split) for i, (text, split) in enumerate(zip(texts, splits))]
+    documents = [
+        Document(f"id{i}", "s", f"t{i}", text, split) for i, (text, split) in enumerate(zip(texts, splits, strict=True))
+    ]
     cfg = DataConfig(**choices)
     return TokenStore(stage(path / "tokens", {}, lambda out: tokens.build(documents, tokenizer, cfg, out)))
 
@@ -67,10 +71,10 @@ def test_whatever_the_cut_the_text_is_whole_and_in_order(tmp_path_factory, texts
     path = tmp_path_factory.mktemp("t")
     split = build(path, texts, context=context, packing=packing, bos=bos).split("train")
     flat, alphabet = split.tokens.tolist(), "_abcdefgh"
-    cut = [flat[a:b] for a, b in zip(split.document_starts[:-1], split.document_starts[1:], strict=True)]
+    cut = [flat[a:b] for a, b in pairwise(split.document_starts)]
     assert ["".join(alphabet[t] for t in part if t) for part in cut] == texts
-    contexts = [flat[a:b] for a, b in zip(split.context_starts[:-1], split.context_starts[1:], strict=True)]
-    assert sum(contexts, []) == flat
+    contexts = [flat[a:b] for a, b in pairwise(split.context_starts)]
+    assert list(chain(*contexts)) == flat
     assert all(1 <= len(part) <= context for part in contexts)
     if bos == "context":
         assert all(part[0] == 0 and 0 not in part[1:] for part in contexts)
@@ -148,25 +152,15 @@ def test_locate_and_context_of_by_brute_force(split):
     positions = np.arange(len(split.tokens))
     for method, starts in ((split.locate, split.document_starts), (split.context_of, split.context_starts)):
         pieces, offsets = method(positions)
-        expected = [(i, p - a) for i, (a, b) in enumerate(zip(starts[:-1], starts[1:])) for p in range(a, b)]
-        assert list(zip(pieces.tolist(), offsets.tolist())) == expected
+        expected = [(i, p - a) for i, (a, b) in enumerate(pairwise(starts)) for p in range(a, b)]
+        assert list(zip(pieces.tolist(), offsets.tolist(), strict=True)) == expected
     assert split.n_contexts == len(split.context_starts) - 1
 
 
 @given(cuts(), st.integers(0, 5))
 def test_kept_positions_by_brute_force(split, skip):
     starts = split.context_starts
-    expected = [p for a, b in zip(starts[:-1], starts[1:]) for p in range(a, b) if p - a >= skip]
+    expected = [p for a, b in pairwise(starts) for p in range(a, b) if p - a >= skip]
     kept = split.kept_positions(skip)
     assert kept.tolist() == expected
     assert kept.dtype == np.int64
-
-
-# --- strings ---
-
-
-def test_each_token_has_its_string(tokenizer):
-    strings = token_strings(tokenizer)
-    assert len(strings) == len(tokenizer)
-    ids = tokenizer("the cat sat", add_special_tokens=False)["input_ids"]
-    assert "".join(strings[i] for i in ids) == "the cat sat"

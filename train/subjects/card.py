@@ -141,13 +141,13 @@ def _training(trained: Mapping[str, Any], model: GPT2LMHeadModel) -> str:
     tokens = recipe["steps"] * recipe["batch"] * recipe["context"]
     epochs = recipe["steps"] * recipe["batch"] / trained["rows_per_epoch"]
     n_parameters = sum(p.numel() for p in model.parameters())
+    repeats = ", ".join(f"{share:.0%} up to step {min(until, recipe['steps']):,}" for until, share in recipe["repeats"])
     return (
         f"## Training\n\n{recipe['n_layers']} layers of width {recipe['d_model']}, {recipe['n_heads']} heads, context "
         f"{recipe['context']}, vocabulary {recipe['vocabulary']:,}: {n_parameters / 1e6:.2f} million parameters. "
         f"{recipe['steps']:,} steps of {recipe['batch'] * recipe['context']:,} tokens ({tokens / 1e6:.1f} million, "
         f"{epochs:.1f} epochs), Muon on hidden matrices and AdamW on the rest, dropout {recipe['dropout']}, seed "
-        f"{recipe['seed']}; {recipe['repeats_early']:.0%} of the rows of the first {recipe['repeats_early_steps']:,} "
-        f"steps, and {recipe['repeats_late']:.0%} of later ones, repeat a segment. "
+        f"{recipe['seed']}. Rows that repeat a segment: {repeats}. "
         "Made by `sae subject english`.\n"
     )
 

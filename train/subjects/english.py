@@ -43,7 +43,7 @@ class English:
     """Tokens of a row, in training and at most ever after."""
     dropout: float = 0.1
     """On embeddings and residual branches; 0 on attention weights."""
-    steps: int = 4000
+    steps: int = 3900
     batch: int = 16
     """Rows a step."""
     micro_batch: int = 8
@@ -56,7 +56,7 @@ class English:
     warmup_steps: int = 100
     decay_share: float = 0.3
     """The last share of the steps, over which the learning rates fall linearly to 0."""
-    repeats: tuple[tuple[int, float], ...] = ((1300, 0.3), (3000, 0.5), (1_000_000, 0.06))
+    repeats: tuple[tuple[int, float], ...] = ((1300, 0.3), (1950, 0.5), (1_000_000, 0.08))
     """(until which step, share of rows that repeat a segment): induction has to form first."""
     seed: int = 0
 

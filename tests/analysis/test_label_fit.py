@@ -1,0 +1,127 @@
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from analysis.config import LabelConfig
+from analysis.label.choose import choose
+from analysis.label.columns import Vocabulary
+from analysis.label.fit import facts, labels, write
+from analysis.label.indexed import Indexed
+from analysis.splits import FitView
+from sae.tokens import TokenSplit
+
+CFG = LabelConfig(resamples=50)
+
+
+def latents(ids):
+    """A token, a pair, noise, silence, a rarity, and a token with noise in it."""
+
+    def fires(tokens: np.ndarray) -> list[np.ndarray]:
+        rng = np.random.default_rng(len(tokens))
+        town = tokens == ids[" town"]
+        of = (tokens == ids[" of"]) & (np.roll(tokens, 1) == ids[" University"])
+        never = np.zeros(len(tokens), dtype=bool)
+        noise = rng.random(len(tokens)) < 0.03
+        return [town, of, noise, never, town & (np.cumsum(town) < 5), town | (rng.random(len(tokens)) < 0.005)]
+
+    return fires
+
+
+@pytest.fixture(scope="module")
+def views(town, ids):
+    return town(latents(ids))
+
+
+@pytest.fixture(scope="module")
+def records(views):
+    return labels(*views, CFG)
+
+
+def test_every_latent_has_a_record(records):
+    assert [r.latent for r in records] == list(range(6))
+    assert [r.status for r in records] == ["labelled", "labelled", "abstained", "silent", "rare", "labelled"]
+    assert [r.text is None for r in records] == [r.scores is None for r in records] == [r.rule is None for r in records]
+
+
+def test_a_single_token_does_not_beat_itself(records):
+    assert records[0].scores.f1 == records[0].token.f1 == records[0].token_set.f1 == 1.0
+    assert records[0].beats_token is False
+    assert records[0].token_text == "\u201ctown\u201d"
+    assert records[0].token_r2 > 0.9
+
+
+def test_a_pair_beats_its_token(records):
+    pair = records[1]
+    assert pair.beats_token is True
+    assert (pair.scores.f1, pair.scores.auprc, pair.decile_recall) == (1.0, 1.0, [1.0] * 10)
+    assert pair.token.precision < 0.8
+    assert (pair.f1_low, pair.f1_high, pair.shares) == (1.0, 1.0, [1.0])
+    assert pair.rule[0]["clauses"][0]["column"] == "pair"
+
+
+def test_scores_of_a_noisy_latent_by_hand(records, views, ids):
+    _, _, test = views
+    fired, _ = test.firing(5)
+    n_town = int((test.valid & (test.tokens == ids[" town"])).sum())
+    noisy = records[5]
+    assert noisy.text == "Fires on \u201ctown\u201d."
+    assert noisy.scores.n_true == noisy.scores.n_predicted == n_town
+    assert noisy.scores.f1 == pytest.approx(2 * n_town / (n_town + len(fired)))
+    assert noisy.f1_low < noisy.scores.f1 < noisy.f1_high
+    # all but the label's hits are found at the last, at the density of the whole
+    density = len(fired) / test.valid.sum()
+    recall = n_town / len(fired)
+    assert noisy.scores.auprc == pytest.approx(recall + (1 - recall) * density)
+
+
+def test_nulls_stand_far_below(records):
+    for record in (records[0], records[1]):
+        assert record.other_latent in {0, 1, 5}
+        assert record.other_latent != record.latent
+        assert record.shuffled_f1 < 0.1
+    assert records[1].other.f1 < 0.1
+    assert records[2].other is None
+
+
+def test_facts_count_the_living(records):
+    found = facts(records)
+    assert found["n_by_status"] == {"labelled": 3, "abstained": 1, "rare": 1, "silent": 1}
+    assert found["n_live"] == 5
+    assert found["labelled_fraction"] == 3 / 5
+    assert found["beats_token_fraction"] == pytest.approx(1 / 3, abs=1e-6)
+    # one label that beats its token and two latents without a label, of five
+    assert found["beats_token_or_abstained_fraction"] == 3 / 5
+    assert facts([])["median_f1"] is None
+
+
+def test_equal_inputs_give_equal_bytes(views, records, tmp_path):
+    write(records, tmp_path / "a")
+    write(labels(*views, CFG), tmp_path / "b")
+    for name in ("labels.json", "labels.parquet"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    rows = json.loads((tmp_path / "a" / "labels.json").read_text(encoding="utf-8"))
+    table = pq.read_table(tmp_path / "a" / "labels.parquet").to_pylist()
+    assert [row | {"rule": None} for row in table] == [row | {"rule": None} for row in rows]
+    assert json.loads(table[1]["rule"]) == rows[1]["rule"]
+    assert set(rows[0]) == set(asdict(records[0]))
+
+
+def test_the_order_of_documents_does_not_matter(views):
+    fit, select, _ = views
+    vocabulary = Vocabulary.of(fit.strings)
+    n, length = fit.n_documents, int(fit.document_starts[1])
+    order = np.random.default_rng(0).permutation(n)
+    new_place = np.argsort(order)
+    positions = new_place[fit.codes.positions // length] * length + fit.codes.positions % length
+    latent = np.repeat(np.arange(fit.n_latents), fit.codes.counts())
+    sort = np.lexsort((positions, latent))
+    codes = replace(fit.codes, positions=positions[sort].astype(np.int32), values=fit.codes.values[sort])
+    tokens = fit.tokens.reshape(n, length)[order].reshape(-1)
+    split = TokenSplit("fit", tokens, fit.document_starts, fit.document_starts, {})
+    moved = FitView.of(split, codes, fit.strings, skip_positions=1)
+    indexed = [Indexed(view, vocabulary) for view in (fit, moved, select)]
+    for latent in (0, 1, 2, 5):
+        assert choose(indexed[0], indexed[2], latent, CFG) == choose(indexed[1], indexed[2], latent, CFG)

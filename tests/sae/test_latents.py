@@ -1,0 +1,78 @@
+"""Latents: the sparse form and the dense one say the same."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sae.latents import Latents
+
+# Three rows: l2 fires and l0 was selected without firing; nothing; l1 and l2 fire.
+EXAMPLE = Latents(
+    values=torch.tensor([1.5, 0.0, 2.0, 0.5]),
+    indices=torch.tensor([2, 0, 1, 2]),
+    offsets=torch.tensor([0, 2, 2, 4]),
+    pre_acts=torch.tensor([1.5, -0.3, 2.0, 0.5]),
+    n_latents=4,
+)
+
+
+def test_the_example_by_hand():
+    assert EXAMPLE.batch == 3
+    assert EXAMPLE.rows().tolist() == [0, 0, 2, 2]
+    assert EXAMPLE.dense().tolist() == [[0, 0, 1.5, 0], [0, 0, 0, 0], [0, 2.0, 0.5, 0]]
+    assert EXAMPLE.firing_counts().tolist() == [0, 1, 2, 0], "selected at 0 is not fired"
+
+
+def test_fired_drops_what_was_only_selected():
+    fired = EXAMPLE.fired()
+    assert fired.values.tolist() == [1.5, 2.0, 0.5]
+    assert fired.indices.tolist() == [2, 1, 2]
+    assert fired.offsets.tolist() == [0, 1, 1, 3]
+    assert fired.pre_acts.tolist() == [1.5, 2.0, 0.5]
+    assert torch.equal(fired.dense(), EXAMPLE.dense())
+
+
+@st.composite
+def sparse(draw):
+    """Any latents of up to 4 rows and 5 latents; values may be 0 or negative, rows may be empty."""
+    n_latents = draw(st.integers(1, 5))
+    rows = draw(st.lists(st.lists(st.integers(0, n_latents - 1), unique=True), max_size=4))
+    flat = [index for row in rows for index in row]
+    values = draw(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=len(flat), max_size=len(flat)))
+    offsets = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)
+    return (
+        Latents(
+            torch.tensor(values, dtype=torch.float32),
+            torch.tensor(flat, dtype=torch.long),
+            offsets,
+            torch.tensor(values),
+            n_latents,
+        ),
+        rows,
+        values,
+    )
+
+
+@given(sparse())
+def test_dense_rows_and_counts_by_brute_force(example):
+    latents, rows, values = example
+    dense, at = [[0.0] * latents.n_latents for _ in rows], 0
+    for number, row in enumerate(rows):
+        for index in row:
+            dense[number][index] = values[at]
+            at += 1
+    assert latents.dense().tolist() == dense
+    assert latents.rows().tolist() == [number for number, row in enumerate(rows) for _ in row]
+    fired = latents.fired()
+    assert fired.dense().tolist() == [[max(value, 0.0) for value in row] for row in dense]
+    assert fired.batch == latents.batch
+    counts = [sum(row[i] > 0 for row in dense) for i in range(latents.n_latents)]
+    assert latents.firing_counts().tolist() == fired.firing_counts().tolist() == counts
+
+
+def test_dense_passes_gradients_and_fired_does_not():
+    values = torch.tensor([1.0, 2.0], requires_grad=True)
+    latents = Latents(values, torch.tensor([1, 0]), torch.tensor([0, 1, 2]), values, 2)
+    (latents.dense() * torch.tensor([[0.0, 3.0], [5.0, 0.0]])).sum().backward()
+    assert values.grad.tolist() == [3.0, 5.0]
+    assert not latents.fired().values.requires_grad
