@@ -25,7 +25,7 @@ def logit_effects(directions: Float[Tensor, "n d_model"], model: nn.Module) -> F
         )
     if isinstance(norm, nn.LayerNorm):
         directions = directions - directions.mean(dim=1, keepdim=True)
-    effects = (directions * norm.weight) @ unembed.T
+    effects = (directions * norm.get_parameter("weight")) @ unembed.T
     return effects - effects.mean(dim=1, keepdim=True)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -57,7 +58,7 @@ def load(cfg: ModelConfig, device: torch.device | None = None) -> Subject:
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise DataError(f"model.name = {cfg.name!r}: cannot be loaded: {first_line}") from None
-    n_embeddings = len(model.get_input_embeddings().weight)
+    n_embeddings = len(model.get_input_embeddings().get_parameter("weight"))
     if len(tokenizer) > n_embeddings:
         raise DataError(
             f"model.name = {cfg.name!r}: its tokenizer has {len(tokenizer)} tokens, its embedding {n_embeddings}; "
@@ -65,7 +66,7 @@ def load(cfg: ModelConfig, device: torch.device | None = None) -> Subject:
         )
     digest = _folder_digest(folder) if folder.is_dir() else f"hub:{model.config._commit_hash}"
     precision = resolve_precision(cfg.precision, device)
-    network: nn.Module = model
+    network = cast(nn.Module, model)
     network.eval().requires_grad_(False).to(device)
     return Subject(cfg.name, network, tokenizer, digest, precision, device)
 

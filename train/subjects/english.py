@@ -167,7 +167,8 @@ def train(documents: list[Document], recipe: English, out: Path, checkpoint_seco
     for step in range(first, recipe.steps):
         loss = _step(model, (muon, adam), rows.batch(step), step, recipe)
         if step % 250 == 0 or step == recipe.steps - 1:
-            point = {"step": step, "train": loss, **evaluate(model, held_out), "repeat": repeat_losses(model, recipe.seed)}
+            repeat = repeat_losses(model, recipe.seed)
+            point = {"step": step, "train": loss, **evaluate(model, held_out), "repeat": repeat}
             curve.append(point)
             log.info("%s", point)
         if time.monotonic() - saved > checkpoint_seconds or step == recipe.steps - 1:
@@ -194,9 +195,7 @@ def _optimizers(model: GPT2LMHeadModel, recipe: English) -> tuple[torch.optim.Op
     hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and ".h." in name]
     embeddings = [p for name, p in model.named_parameters() if p.ndim == 2 and ".h." not in name]
     rest = [p for p in model.parameters() if p.ndim < 2]
-    muon = torch.optim.Muon(
-        hidden, lr=recipe.muon_lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
+    muon = torch.optim.Muon(hidden, lr=recipe.muon_lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
     groups = [{"params": embeddings, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     adam = torch.optim.AdamW(groups, lr=recipe.adam_lr, betas=(0.9, 0.95), fused=True)
     return muon, adam
