@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 a mistake of the user's (one line says what and how to men
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -152,7 +153,9 @@ def _browse(arguments: argparse.Namespace) -> None:
 
     page = _open(arguments).atlas.path / "index.html"
     _say(f"atlas: {page}")
-    if not arguments.no_open:
+    # without a screen, `webbrowser` may start a text browser in the middle of a script
+    has_screen = sys.platform in ("darwin", "win32") or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
+    if has_screen and not arguments.no_open:
         webbrowser.open(page.resolve().as_uri())
 
 

@@ -33,7 +33,7 @@ class TrainConfig:
     """`mean_norm`: inputs are scaled so that their mean norm is sqrt(d_in)."""
     init_rows: Positive = 32768
     """Rows from which the initial decoder bias (their geometric median) is computed."""
-    window_rows: Positive = 1 << 20
+    window_rows: Positive = 1 << 18
     """Rows that are shuffled together in memory."""
     evaluate_every: Natural = 250
     """Steps between evaluations on held-out rows; 0 means only at the end."""

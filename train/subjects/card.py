@@ -205,14 +205,14 @@ to have features worth finding. Not for use as a language model.
 ## Data
 """
 
-_LICENCES = """Wikipedia's text is by its authors, under CC BY-SA 4.0; the King James Bible, Shakespeare and Austen are in
-the public domain. Held-out documents were chosen by a hash of their names. Weights and tokenizer: CC BY-SA 4.0.
+_LICENCES = """Wikipedia's text is by its authors, under CC BY-SA 4.0; the King James Bible, Shakespeare and Austen are
+in the public domain. Held-out documents were chosen by a hash of their names. Weights and tokenizer: CC BY-SA 4.0.
 """
 
 _INDUCTION = """## Induction
 
-64 random tokens shown twice (32 sequences, seed 0): {first:.2f} nats a token the first time, **{second:.2f}** the
-second: {gain:.2f} nats less.
+64 random tokens shown twice (32 sequences, seed 0): {first:.2f} nats a token the first time, **{second:.2f}**
+the second: {gain:.2f} nats less.
 """
 
 _LIMITS = """
