@@ -67,14 +67,18 @@ EXAMPLES = pa.schema(
 def build(
     codes: Codes,
     directions: Float[Tensor, "n_latents d"],
-    model: nn.Module,
+    model: nn.Module | None,
     split: TokenSplit,
     n_rows: int,
     skip: int,
     cfg: IndexConfig,
     out: Path,
 ) -> dict[str, Any]:
-    """Write the index of `codes` on `split`, of which the first `n_rows` kept positions were encoded."""
+    """Write the index of `codes` on `split`, of which the first `n_rows` kept positions were encoded.
+
+    Args:
+        model: the network whose residual stream the directions are written into; none if they are not.
+    """
     token_counts = np.bincount(split.tokens[split.kept_positions(skip)[:n_rows]].astype(np.int64))
     columns = {name: [] for name in LATENTS.names}
     examples = {name: [] for name in EXAMPLES.names}
@@ -118,14 +122,16 @@ def _statistics(tokens: np.ndarray, values: np.ndarray, token_counts: np.ndarray
     }
 
 
-def _outputs(directions: Tensor, model: nn.Module, k: int) -> dict[str, list[np.ndarray]]:
+def _outputs(directions: Tensor, model: nn.Module | None, k: int) -> dict[str, list[np.ndarray]]:
     """Promoted and suppressed tokens of each latent; empty where the site does not write logits."""
     names = ("promoted_tokens", "promoted_logits", "suppressed_tokens", "suppressed_logits")
+    empty = {name: [np.zeros(0)] * len(directions) for name in names}
+    if model is None:
+        return empty
     try:
         effects = lens.logit_effects(directions, model)
     except ConfigError:
-        empty = np.zeros(0)
-        return {name: [empty] * len(directions) for name in names}
+        return empty
     (high, up), (low, down) = lens.top_tokens(effects, k)
     return {name: list(part.numpy()) for name, part in zip(names, (high, up, low, down), strict=True)}
 

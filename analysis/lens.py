@@ -25,7 +25,10 @@ def logit_effects(directions: Float[Tensor, "n d_model"], model: nn.Module) -> F
         )
     if isinstance(norm, nn.LayerNorm):
         directions = directions - directions.mean(dim=1, keepdim=True)
-    effects = (directions * norm.get_parameter("weight")) @ unembed.T
+    gain = norm.get_parameter("weight")
+    if type(norm).__name__.startswith("Gemma"):
+        gain = gain + 1  # Gemma's norms store their gain less 1
+    effects = (directions * gain) @ unembed.T
     return effects - effects.mean(dim=1, keepdim=True)
 
 

@@ -13,11 +13,12 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
+from typing_extensions import dataclass_transform  # in typing from Python 3.11
 
 from sae.errors import ConfigError
 from sae.registry import nearest

@@ -184,6 +184,7 @@ class Run:
         from analysis import index
         from analysis.codes import open_codes
         from sae import hub
+        from sae.sites import writes_residual
         from sae.tokens import TokenStore
 
         cfg, codes = self.cfg.analysis.index, self.codes
@@ -194,7 +195,7 @@ class Run:
             lambda out: index.build(
                 open_codes(codes, "train"),
                 hub.load(self.dictionary.path).directions.detach(),
-                self.subject.model,
+                self.subject.model if writes_residual(self.cfg.site) else None,
                 TokenStore(self.tokens).split("train"),
                 codes.facts["n_rows"]["train"],
                 codes.facts["skip_positions"],

@@ -89,6 +89,13 @@ def resolve(model: nn.Module, name: str) -> Site:
     return Site(name, path, side)
 
 
+def writes_residual(name: str) -> bool:
+    """Whether a dictionary of this site writes into the residual stream, as far as its name says."""
+    if ":" in name:
+        return name.endswith(":out")
+    return name.partition(".")[0] in ("mlp_out", "attn_out", "resid_pre", "resid_post")
+
+
 def _family(model: nn.Module, name: str) -> _Family:
     kind = str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
     if kind not in _FAMILIES:

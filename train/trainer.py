@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from sae import architectures, hub
 from sae.dictionary import Dictionary, InputStats, Step, geometric_median
-from sae.errors import ConfigError
+from sae.errors import ConfigError, DataError
 from sae.files import write_json
 from sae.store import ActivationSplit
 from train import checkpoint
@@ -84,6 +84,8 @@ def _initialise(dictionary: Any, data: Data, cfg: TrainConfig, seed: int) -> Non
     mean_norm, mean = data.moments["mean_norm"], torch.tensor(data.moments["mean"], dtype=torch.float64)
     scale = data.train.d_in**0.5 / mean_norm if cfg.normalise == "mean_norm" else 1.0
     variance = (data.moments["mean_square"] - mean.square().sum().item()) * scale**2
+    if variance <= 0:
+        raise DataError("the activations do not vary: every row is the same; choose another site")
     sample = Loader(data.train, min(cfg.init_rows, data.train.n_rows), cfg.window_rows, seed).batch(0)
     stats = InputStats(scale=scale, variance=variance, centre=geometric_median(sample * scale))
     dictionary.initialise(stats, torch.Generator().manual_seed(seed))
