@@ -111,7 +111,7 @@ class Run:
             "activations": self.activations.digest,
             "type": cfg.sae_type,
             "sae": to_json(cfg.sae),
-            "train": to_json(cfg.train),
+            "train": {k: v for k, v in to_json(cfg.train).items() if k not in ("tracker", "checkpoint_seconds")},
             "seed": cfg.seed,
         }
         logs = self.out / "logs"
@@ -207,7 +207,7 @@ class Run:
     @cached_property
     def labels(self) -> Box:
         cfg, codes = self.cfg.analysis.label, self.codes
-        inputs = {"codes": codes.digest, "label": to_json(cfg), "seed": self.cfg.seed}
+        inputs = {"codes": codes.digest, "label": to_json(cfg)}
         return self._stage("labels", inputs, self._label)
 
     def _label(self, out: Path) -> Mapping[str, Any]:
