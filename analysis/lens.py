@@ -23,6 +23,7 @@ def logit_effects(directions: Float[Tensor, "n d_model"], model: nn.Module) -> F
         raise ConfigError(
             f"directions of width {directions.shape[1]} are not in the residual stream (width {unembed.shape[1]})"
         )
+    directions = directions.to(unembed.device)
     if isinstance(norm, nn.LayerNorm):
         directions = directions - directions.mean(dim=1, keepdim=True)
     gain = norm.get_parameter("weight")

@@ -8,11 +8,12 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae.errors import SaeError
+from sae.errors import ConfigError, SaeError
 
 if TYPE_CHECKING:
     from sae.run import Run
@@ -45,7 +46,12 @@ RUN_EXAMPLES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, left = parser.parse_known_args(argv)
+    if any("=" not in text or text.startswith("-") or "assignments" not in arguments for text in left):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:  # overrides that stand after an option
+        arguments.assignments += left
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for package in ("sae", "train", "analysis"):
         logging.getLogger(package).setLevel(logging.INFO)
@@ -53,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.command(arguments)
     except SaeError as error:
         sys.stderr.write(f"sae: {error}\n")
+        return 2
+    except OSError as error:  # no such folder, no room, no right: the user's to mend
+        sys.stderr.write(f"sae: {error.filename or ''}: {error.strerror or error}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("sae: interrupted; run the same command to go on\n")
@@ -117,15 +126,25 @@ def _add_run(
     return parser
 
 
-def _open(arguments: argparse.Namespace) -> "Run":
-    """The run that the arguments describe; `out=DIR` among the overrides says where it lives."""
+def _out(arguments: argparse.Namespace) -> Path:
+    """Where the run lives: `out=DIR` among the overrides, or runs/ and the config's name."""
+    outs = [text.removeprefix("out=") for text in arguments.assignments if text.startswith("out=")]
+    if outs and not outs[-1]:
+        raise ConfigError("out= : must name a folder, such as out=runs/wide")
+    return Path(outs[-1]) if outs else Path("runs") / arguments.config.stem
+
+
+@contextmanager
+def _locked_run(arguments: argparse.Namespace) -> Iterator["Run"]:
+    """The run that the arguments describe, held by this process."""
     from sae.run import Run
     from sae.run_config import load_config
+    from sae.stage import lock
 
-    outs = [text.removeprefix("out=") for text in arguments.assignments if text.startswith("out=")]
     overrides = [text for text in arguments.assignments if not text.startswith("out=")]
-    cfg = load_config(arguments.config, overrides)
-    return Run(cfg, Path(outs[-1]) if outs else Path("runs") / arguments.config.stem)
+    cfg, out = load_config(arguments.config, overrides), _out(arguments)
+    with lock(out):
+        yield Run(cfg, out)
 
 
 def _say(value: Any) -> None:
@@ -133,17 +152,17 @@ def _say(value: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    run = _open(arguments)
-    summary = run.finish()
-    _say(summary)
-    _say(f"atlas: {run.atlas.path / 'index.html'}")
+    with _locked_run(arguments) as run:
+        _say(run.finish())
+        _say(f"atlas: {run.atlas.path / 'index.html'}")
 
 
 def _stage_command(name: str) -> Callable[[argparse.Namespace], None]:
     def command(arguments: argparse.Namespace) -> None:
-        box = getattr(_open(arguments), STAGES[name][0])
-        facts = {key: value for key, value in box.facts.items() if key != "sites"}
-        _say({"box": str(box.path), **facts})
+        with _locked_run(arguments) as run:
+            box = getattr(run, STAGES[name][0])
+            facts = {key: value for key, value in box.facts.items() if key != "sites"}
+            _say({"box": str(box.path), **facts})
 
     return command
 
@@ -151,7 +170,9 @@ def _stage_command(name: str) -> Callable[[argparse.Namespace], None]:
 def _browse(arguments: argparse.Namespace) -> None:
     import webbrowser
 
-    page = _open(arguments).atlas.path / "index.html"
+    from sae.stage import open_box
+
+    page = open_box(_out(arguments) / "atlas").path / "index.html"
     _say(f"atlas: {page}")
     # without a screen, `webbrowser` may start a text browser in the middle of a script
     has_screen = sys.platform in ("darwin", "win32") or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
@@ -160,17 +181,20 @@ def _browse(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    run = _open(arguments)
+    import shutil
+
+    from sae.stage import open_box, verify
+
+    boxes = {name: open_box(_out(arguments) / name) for name in ("index", "labels", "atlas")}
+    for box in boxes.values():
+        verify(box)
     if arguments.to.suffix == ".csv":
         from analysis.export.csv import export
 
-        export(run.index.path, run.labels.path, arguments.to)
+        export(boxes["index"].path, boxes["labels"].path, arguments.to)
     else:
-        import shutil
-
-        shutil.copytree(
-            run.atlas.path, arguments.to, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.json", ".lock")
-        )
+        own = shutil.ignore_patterns("manifest.json", "inputs.json", ".lock")
+        shutil.copytree(boxes["atlas"].path, arguments.to, dirs_exist_ok=True, ignore=own)
     _say(f"written: {arguments.to}")
 
 

@@ -25,10 +25,10 @@ from sae.registry import nearest
 
 T = TypeVar("T")
 
-Positive = Annotated[int, Field(gt=0)]
-Natural = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0, strict=True)]
+Natural = Annotated[int, Field(ge=0, strict=True)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -57,6 +57,8 @@ class DataConfig:
 
     source: str = "embedded"
     """`embedded`, a .txt/.jsonl/.parquet file, a folder of such files, or a dataset on the hub."""
+    revision: str | None = None
+    """Commit or branch of the hub dataset; name a commit for a run that can be repeated."""
     subset: str | None = None
     """Name of the hub dataset's configuration."""
     hub_split: str = "train"
@@ -69,6 +71,8 @@ class DataConfig:
     """Column that says `train`, `fit`, `select` or `test`; none means by a hash of the text."""
     held_out: tuple[Share, Share, Share] = (0.10, 0.04, 0.06)
     """Shares of documents for `fit`, `select` and `test`, where no column says it."""
+    txt_documents: Literal["file", "paragraph"] = "file"
+    """What a document is in a .txt file: the file, or each block between blank lines."""
     max_documents: Positive | None = None
     """Read at most so many documents; none means all."""
     context: Positive = 256
@@ -79,6 +83,12 @@ class DataConfig:
     bos: Literal["document", "context", "none"] = "document"
     """Where the beginning-of-sequence token goes: before each document, at the start of each
     context, or nowhere."""
+
+    def __post_init__(self) -> None:
+        if sum(self.held_out) >= 1:
+            raise ValueError(
+                f"data.held_out = {list(self.held_out)}: must sum to less than 1, the rest is for training"
+            )
 
 
 @config
@@ -161,8 +171,10 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (FileNotFoundError, IsADirectoryError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise ConfigError(f"{path}: no such configuration file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):

@@ -72,8 +72,8 @@ def load(cfg: ModelConfig, device: torch.device | None = None) -> Subject:
 
 
 def default_device() -> torch.device:
-    """The accelerator where there is one, else the CPU."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    """CUDA where there is one, else the CPU (Apple's MPS has no float64, which the metrics need)."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -97,6 +97,6 @@ def max_context(model: nn.Module) -> int | None:
 def _folder_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*")):
-        if file.suffix in {".safetensors", ".json"}:
+        if file.suffix in {".safetensors", ".json", ".txt", ".model", ".jinja"}:
             digest.update(f"{file.name} {sha256_file(file)}\n".encode())
     return f"sha256:{digest.hexdigest()}"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sae.config import to_json
-from sae.errors import ConfigError
+from sae.errors import ConfigError, DataError
 from sae.files import read_json, write_json
 from sae.run_config import RunConfig
 from sae.stage import Box, stage
@@ -30,7 +30,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 V = TypeVar("V", bound="View")
-STAGES = ("tokens", "activations", "dictionary", "evaluation", "codes", "index", "labels", "atlas")
+VERSIONS = {
+    "tokens": 1,
+    "activations": 1,
+    "dictionary": 1,
+    "evaluation": 1,
+    "codes": 1,
+    "index": 1,
+    "labels": 1,
+    "atlas": 1,
+}
+"""The boxes of a run, in order, and the version of the code behind each: raised by hand when it gives other
+results from the same inputs, so that boxes made before are made again."""
 
 
 @dataclass
@@ -49,7 +60,7 @@ class Run:
             built.append(True)
             return build(path)
 
-        box = stage(self.out / name, inputs, timed)
+        box = stage(self.out / name, {**inputs, "version": VERSIONS[name]}, timed)
         times = self.out / "seconds.json"
         recorded = read_json(times) if times.exists() else {}
         if built:
@@ -67,19 +78,31 @@ class Run:
     @cached_property
     def tokens(self) -> Box:
         from sae import model, text, tokens
+        from sae.sites import resolve
 
         inputs = {
             "data": to_json(self.cfg.data),
             "text": text.source_digest(self.cfg.data),
             "model": self.subject.digest,
         }
+        for site in self.cfg.harvest.sites:  # a wrong name is told before any work
+            resolve(self.subject.model, site)
         limit = model.max_context(self.subject.model)
         if limit is not None and self.cfg.data.context > limit:
             raise ConfigError(f"data.context = {self.cfg.data.context}: must be at most the model's {limit} positions")
         cfg = self.cfg.data
-        return self._stage(
+        box = self._stage(
             "tokens", inputs, lambda out: tokens.build(text.documents(cfg), self.subject.tokenizer, cfg, out)
         )
+        counts = box.facts["n_documents"]
+        missing = [name for name, count in counts.items() if count == 0]
+        if missing:
+            raise DataError(
+                f"data: none of the {sum(counts.values())} documents is in the split {missing[0]!r}; give more "
+                "documents, larger shares in data.held_out, a data.split_column, or, for one long text, "
+                "data.txt_documents=paragraph"
+            )
+        return box
 
     @cached_property
     def activations(self) -> Box:
@@ -140,7 +163,9 @@ class Run:
         dictionary = hub.load(self.dictionary.path).to(self.subject.device)
         test, train = store.split(site, "test"), store.split(site, "train")
         figures: dict[str, Any] = evaluate.reconstruct(dictionary, test, self.subject.device).result()
-        figures["pca_fvu"] = evaluate.pca_fvu(train, test, max(1, round(figures["l0"])))
+        figures["pca_fvu"] = evaluate.pca_fvu(
+            train, test, to_json(self.cfg.sae).get("k") or max(1, round(figures["l0"]))
+        )
         mean = torch.tensor(self.activations.facts["sites"][site]["mean"])
         figures |= evaluate.splice(
             self.subject,
@@ -184,18 +209,19 @@ class Run:
         from analysis import index
         from analysis.codes import open_codes
         from sae import hub
-        from sae.sites import writes_residual
+        from sae.sites import resolve, writes_residual
         from sae.tokens import TokenStore
 
-        cfg, codes = self.cfg.analysis.index, self.codes
-        inputs = {"codes": codes.digest, "index": to_json(cfg)}
+        cfg, codes, site = self.cfg.analysis.index, self.codes, resolve(self.subject.model, self.cfg.site)
+        upstream = ("tokens", "label_tokens", "evaluation_tokens")
+        inputs = {"codes": codes.digest, "index": {k: v for k, v in to_json(cfg).items() if k not in upstream}}
         return self._stage(
             "index",
             inputs,
             lambda out: index.build(
                 open_codes(codes, "train"),
                 hub.load(self.dictionary.path).directions.detach(),
-                self.subject.model if writes_residual(self.cfg.site) else None,
+                self.subject.model if writes_residual(self.subject.model, site) else None,
                 TokenStore(self.tokens).split("train"),
                 codes.facts["n_rows"]["train"],
                 codes.facts["skip_positions"],
@@ -228,7 +254,10 @@ class Run:
 
     @cached_property
     def atlas(self) -> Box:
-        inputs = {"index": self.index.digest, "labels": self.labels.digest, "evaluation": self.evaluation.digest}
+        from analysis.export.html import assets_digest
+
+        boxes = {"index": self.index.digest, "labels": self.labels.digest, "evaluation": self.evaluation.digest}
+        inputs = {**boxes, "assets": assets_digest()}
         return self._stage("atlas", inputs, self._export)
 
     def _export(self, out: Path) -> Mapping[str, Any]:
@@ -270,7 +299,7 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         """Build whatever is missing, write `summary.json`, and return it."""
-        for name in STAGES:
+        for name in VERSIONS:
             getattr(self, name)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         path = self.out / "summary.json"

@@ -5,6 +5,7 @@ This file, `sae.run` and `sae.cli` alone know all three packages; they import in
 
 import importlib
 import json
+import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass
@@ -81,6 +82,8 @@ def load_config(path: Path, assignments: Sequence[str] = ()) -> RunConfig:
 
 
 def _import_plugins(plugins: Sequence[str]) -> None:
+    if plugins and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # last, so that a file of the user's cannot stand in for a package
     for name in plugins:
         try:
             importlib.import_module(name)

@@ -89,11 +89,14 @@ def resolve(model: nn.Module, name: str) -> Site:
     return Site(name, path, side)
 
 
-def writes_residual(name: str) -> bool:
-    """Whether a dictionary of this site writes into the residual stream, as far as its name says."""
-    if ":" in name:
-        return name.endswith(":out")
-    return name.partition(".")[0] in ("mlp_out", "attn_out", "resid_pre", "resid_post")
+def writes_residual(model: nn.Module, site: Site) -> bool:
+    """Whether what passes through the site is in the residual stream, or is added to it."""
+    kind = str(getattr(getattr(model, "config", None), "model_type", ""))
+    if kind not in _FAMILIES:
+        return False
+    kinds = ("mlp_out", "attn_out", "resid_pre", "resid_post")
+    places = {_path(_FAMILIES[kind], name, layer) for name in kinds for layer in range(_n_layers(model))}
+    return (site.path, site.side) in places
 
 
 def _family(model: nn.Module, name: str) -> _Family:

@@ -20,6 +20,8 @@ from sae.files import digest_json, read_json, sha256_file, write_json
 
 log = logging.getLogger(__name__)
 SCHEMA = 1
+SCRATCH = ".scratch"
+"""Ending of files that serve a resume only; they go when the box is finished."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,8 @@ def stage(path: Path, inputs: Mapping[str, Any], build: Callable[[Path], Mapping
     Raises:
         StoreError: another process is building this box.
     """
-    path.mkdir(parents=True, exist_ok=True)
     key = digest_json({"schema": SCHEMA, "inputs": inputs})
-    with _lock(path):
+    with lock(path):
         if not _is_current(path, key):
             _start(path, key, inputs)
             log.info("%s: building", path.name)
@@ -76,12 +77,16 @@ def verify(box: Box) -> None:
     Raises:
         StoreError: naming the first file that is missing or differs.
     """
-    for name, entry in read_json(box.path / "manifest.json")["files"].items():
-        file = box.path / name
-        if not file.exists():
-            raise StoreError(f"{file}: missing, though the manifest lists it; delete {box.path} and run again")
-        if sha256_file(file) != entry["sha256"]:
-            raise StoreError(f"{file}: damaged (checksum differs); delete {box.path} and run again")
+    for name in damaged(box.path):
+        raise StoreError(
+            f"{box.path / name}: missing or damaged (checksum differs); run the stage that builds it again"
+        )
+
+
+def damaged(path: Path) -> list[str]:
+    """Names of the files of a finished box that are missing or differ from their checksums."""
+    files = read_json(path / "manifest.json")["files"]
+    return [n for n, entry in files.items() if not (path / n).is_file() or sha256_file(path / n) != entry["sha256"]]
 
 
 def _is_current(path: Path, key: str) -> bool:
@@ -97,11 +102,16 @@ def _is_current(path: Path, key: str) -> bool:
 
 def _start(path: Path, key: str, inputs: Mapping[str, Any]) -> None:
     begun = path / "inputs.json"
+    if not begun.exists() and {entry.name for entry in path.iterdir()} - {".lock", "inputs.json.tmp"}:
+        raise StoreError(f"{path}: holds files that are no part of a run; move them away or choose another out=DIR")
     same = begun.exists() and read_json(begun).get("key") == key
+    if same and (path / "manifest.json").exists():
+        for name in damaged(path):
+            (path / name).unlink(missing_ok=True)
     (path / "manifest.json").unlink(missing_ok=True)
     if not same:
         for entry in path.iterdir():
-            if entry.name != ".lock":
+            if entry.name not in (".lock", "inputs.json"):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         write_json(begun, {"key": key, "inputs": inputs})
 
@@ -112,14 +122,22 @@ def _finish(path: Path, key: str, inputs: Mapping[str, Any], facts: Mapping[str,
         name = file.relative_to(path).as_posix()
         if file.suffix == ".tmp":
             file.unlink()
-        elif file.is_file() and name not in {".lock", "inputs.json"}:
+        elif file.suffix != SCRATCH and file.is_file() and name not in {".lock", "inputs.json"}:
             files[name] = {"sha256": sha256_file(file), "bytes": file.stat().st_size}
     content = {"schema": SCHEMA, "key": key, "inputs": inputs, "facts": facts, "files": files}
     write_json(path / "manifest.json", content)
+    for file in path.glob(f"*{SCRATCH}"):  # only now: until the manifest stands, a resume needs them
+        file.unlink()
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def lock(path: Path) -> Iterator[None]:
+    """Hold a folder for this process.
+
+    Raises:
+        StoreError: another process holds it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
     with (path / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -51,14 +51,19 @@ def documents(cfg: DataConfig) -> Iterator[Document]:
             continue
         count += 1
         yield Document(
-            id=str(record.get("id", number)),
-            source=str(record.get("source", Path(cfg.source).name)),
-            title=str(record.get("title", "")),
+            id=_field(record, "id", str(number)),
+            source=_field(record, "source", Path(cfg.source).name),
+            title=_field(record, "title", ""),
             text=text,
             split=_split(record, text, cfg),
         )
     if count == 0:
         raise DataError(f"data.source = {cfg.source!r}: no document with text in it")
+
+
+def _field(record: dict[str, Any], name: str, default: str) -> str:
+    value = record.get(name)
+    return default if value is None else str(value)
 
 
 def hashed_split(text: str, held_out: tuple[float, float, float]) -> str:
@@ -104,13 +109,14 @@ def _records(cfg: DataConfig) -> Iterator[dict[str, Any]]:
         raise DataError(f"data.source = {cfg.source!r}: {problem}: {error}") from None
 
 
-def _load(cfg: DataConfig, files: list[Path] | None) -> Iterable[dict[str, Any]]:
+def _load(cfg: DataConfig, files: list[Path] | None) -> Iterable[Any]:
     from datasets import load_dataset  # slow to import
 
     if files is None:
-        return load_dataset(cfg.source, cfg.subset, split=cfg.hub_split, streaming=cfg.streaming)
+        return load_dataset(cfg.source, cfg.subset, split=cfg.hub_split, streaming=cfg.streaming, revision=cfg.revision)
     kind = _READERS[files[0].suffix]
-    options: dict[str, Any] = {"sample_by": "document"} if kind == "text" else {}
+    how = "document" if cfg.txt_documents == "file" else "paragraph"
+    options: dict[str, Any] = {"sample_by": how} if kind == "text" else {}
     return load_dataset(kind, data_files=[str(file) for file in files], split="train", streaming=True, **options)
 
 

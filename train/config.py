@@ -1,8 +1,15 @@
 """What can be chosen of a training run."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from sae.config import Natural, Positive, PositiveFloat, Share, config
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Tracker = Literal[
+    "none", "tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio"
+]
 
 
 @config
@@ -21,14 +28,15 @@ class TrainConfig:
     """Share of the steps over which the learning rate rises linearly."""
     decay: Share = 0.2
     """Share of the steps, at the end, over which it falls linearly to 0."""
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Adam's decay rates."""
     eps: PositiveFloat = 6.25e-10
     """Adam's epsilon."""
     clip: PositiveFloat | None = 1.0
     """Largest global norm of the gradient; none means no clipping."""
-    dead_tokens: Positive = 10_000_000
-    """A latent is dead when it has not fired for so many rows."""
+    dead_tokens: Positive | None = None
+    """A latent is dead when it has not fired for so many rows; none means a tenth of `tokens`, at most
+    the paper's 10 million."""
     normalise: Literal["mean_norm", "none"] = "mean_norm"
     """`mean_norm`: inputs are scaled so that their mean norm is sqrt(d_in)."""
     init_rows: Positive = 32768
@@ -41,5 +49,5 @@ class TrainConfig:
     """Held-out rows of an evaluation during training."""
     checkpoint_seconds: PositiveFloat = 60.0
     """Seconds between checkpoints."""
-    tracker: str = "tensorboard"
-    """Where curves are sent: any tracker that accelerate knows by name, or `none`."""
+    tracker: Tracker = "tensorboard"
+    """Where curves are sent; all but `tensorboard` must be installed."""

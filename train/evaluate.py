@@ -16,6 +16,7 @@ from sae.store import ActivationSplit
 from sae.tokens import TokenSplit
 
 ROWS = 8192  # rows at a time
+MAX_LOGITS = 1 << 26  # logits of one batch: 256 MiB of float32, of which a few copies live at once
 
 
 @torch.no_grad()
@@ -87,6 +88,7 @@ def splice(
         "zero_ablated": torch.zeros_like,
     }
     n, losses, kl = 0, dict.fromkeys(["clean", *changes], 0.0), dict.fromkeys(changes, 0.0)
+    batch_tokens = min(batch_tokens, MAX_LOGITS // len(subject.tokenizer))
     for ids in _full_contexts(tokens, max_tokens, batch_tokens, subject.device):
         with subject.autocast():
             clean = log_softmax(subject.model(input_ids=ids).logits[:, :-1].float(), dim=-1)

@@ -21,6 +21,8 @@ from sae import architectures, hub
 from sae.dictionary import Dictionary, InputStats, Step, geometric_median
 from sae.errors import ConfigError, DataError
 from sae.files import write_json
+from sae.model import default_device
+from sae.stage import SCRATCH
 from sae.store import ActivationSplit
 from train import checkpoint
 from train.checkpoint import Progress
@@ -56,7 +58,7 @@ def fit(
     _initialise(dictionary, data, cfg, seed)
     lr = cfg.lr or peak_lr(sae_cfg.n_latents)
     optimizer = torch.optim.Adam(dictionary.parameters(), lr=lr, betas=cfg.betas, eps=cfg.eps, fused=True)
-    state = out / "checkpoint.safetensors"
+    state = out / f"checkpoint{SCRATCH}"
     progress = Progress(0, torch.zeros(sae_cfg.n_latents, dtype=torch.long))
     if state.exists():
         progress = checkpoint.load(state, dictionary, optimizer)
@@ -64,7 +66,6 @@ def fit(
     _loop(accelerator, dictionary, optimizer, data, cfg, progress, seed, lr, state)
     hub.save(dictionary, name, sae_cfg, {**facts, "d_in": data.train.d_in}, out)
     write_json(out / "curve.json", progress.curve)
-    state.unlink(missing_ok=True)
     accelerator.end_training()
     last = progress.curve[-1]
     return {"steps": progress.step, "lr": lr, "n_dead": last["n_dead"], "fvu": last["fvu"]}
@@ -72,7 +73,7 @@ def fit(
 
 def _accelerator(cfg: TrainConfig, logs: Path) -> Accelerator:
     log_with = None if cfg.tracker == "none" else cfg.tracker
-    accelerator = Accelerator(log_with=log_with, project_dir=str(logs))
+    accelerator = Accelerator(log_with=log_with, project_dir=str(logs), cpu=default_device().type == "cpu")
     if accelerator.num_processes > 1:
         raise ConfigError(f"a dictionary is trained by one process, not by {accelerator.num_processes}")
     if log_with:
@@ -113,7 +114,7 @@ def _loop(
         for group in optimizer.param_groups:
             group["lr"] = lr * lr_scale(progress.step, n_steps, cfg.warmup, cfg.decay)
         x = loader.batch(progress.step).to(accelerator.device)
-        out = model(x, Step(progress.step, progress.silent_tokens >= cfg.dead_tokens))
+        out = model(x, Step(progress.step, progress.silent_tokens >= dead_window(cfg)))
         accelerator.backward(torch.stack(list(out.terms.values())).sum())
         dictionary.before_step()
         if cfg.clip is not None:
@@ -132,6 +133,11 @@ def _loop(
     bar.close()
 
 
+def dead_window(cfg: TrainConfig) -> int:
+    """Rows without a firing after which a latent is dead."""
+    return cfg.dead_tokens or max(1, min(10_000_000, cfg.tokens // 10))
+
+
 def _count(progress: Progress, fired: Tensor, cfg: TrainConfig) -> None:
     progress.step += 1
     progress.silent_tokens = torch.where(fired > 0, 0, progress.silent_tokens + cfg.batch)
@@ -147,8 +153,10 @@ def _evaluate(
     bar: tqdm,
 ) -> None:
     """A point of the curve: held-out figures, and the loss terms of the last batch."""
+    if not all(torch.isfinite(value) for value in terms.values()):
+        raise DataError(f"the loss is not finite at step {progress.step}: lower train.lr, or set train.clip")
     figures = reconstruct(dictionary, data.held_out, accelerator.device, cfg.evaluate_rows).result()
-    n_dead = int((progress.silent_tokens >= cfg.dead_tokens).sum())
+    n_dead = int((progress.silent_tokens >= dead_window(cfg)).sum())
     losses = {f"loss/{name}": value.item() for name, value in terms.items()}
     point = {"step": progress.step, "tokens": progress.step * cfg.batch, "n_dead": n_dead, **figures, **losses}
     progress.curve.append(point)

@@ -6,6 +6,7 @@ A page opened from a file may not fetch, but it may load scripts. So every data 
     html/  index.html (with style and code)  data/index.js  data/latents-000.js …
 """
 
+import hashlib
 import html
 import json
 from pathlib import Path
@@ -36,6 +37,12 @@ def export(atlas: AtlasInput, out: Path) -> dict[str, Any]:
         "n_files": len(files) + joined.n_chunks,
         "n_bytes": n_bytes,
     }
+
+
+def assets_digest() -> str:
+    """Stands for the pages' own style and code."""
+    names = ("index.html", "atlas.css", *SCRIPTS)
+    return hashlib.sha256("\0".join(_asset(name) for name in names).encode()).hexdigest()
 
 
 def page(model: str, site: str) -> str:

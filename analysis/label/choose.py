@@ -30,6 +30,8 @@ class Choice:
     """The best set of tokens, a harder baseline."""
     select_f1: float | None
     """F1 on the select split of the best candidate, given or rejected."""
+    shares: tuple[float, ...] = ()
+    """Share of the select split's firings that each part of the label covers."""
 
 
 def choose(fit: Indexed[FitView], select: Indexed[SelectView], latent: int, cfg: LabelConfig) -> Choice:
@@ -51,7 +53,8 @@ def choose(fit: Indexed[FitView], select: Indexed[SelectView], latent: int, cfg:
     density = len(target) / select.n_valid
     if contest.worth(best) < max(cfg.min_f1, 2 * density / (1 + density) + cfg.margin):
         return Choice("abstained", None, token, token_set, contest.f1(best))
-    return Choice("labelled", best, token, token_set, contest.f1(best))
+    shares = tuple(round(contest.counts(Label((part,))).recall, 6) for part in best.parts)
+    return Choice("labelled", best, token, token_set, contest.f1(best), shares)
 
 
 class _Contest:

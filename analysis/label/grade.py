@@ -77,13 +77,12 @@ def _record(
     own = score(prediction, latent, test) if prediction else None
     interval = f1_interval(prediction[0], fired, test.view.documents, draws) if prediction else (None, None)
     chance = shuffled(own.n_predicted, n_test, test.n_valid) if own else (None, None)
-    shares = _shares(label, fired, test) if label else None
     other = predictions[neighbour] if prediction and neighbour >= 0 else None
     is_silent = n_fit + n_select + n_test == 0
     return LabelRecord(
         latent=latent,
         status="silent" if is_silent else choice.status,
-        text=sentence(label, test.vocabulary, shares or ()) if label else None,
+        text=sentence(label, test.vocabulary, choice.shares) if label else None,
         family=label.family if label else None,
         n_atoms=label.n_atoms if label else None,
         rule=[asdict(part) for part in label.parts] if label else None,
@@ -95,7 +94,7 @@ def _record(
         f1_low=interval[0],
         f1_high=interval[1],
         decile_recall=recall_by_decile(prediction[0], fired, values) if prediction else None,
-        shares=shares,
+        shares=list(choice.shares) if label else None,
         beats_token=own.f1 > token.f1 if own and token else None,
         token_text=_token_text(choice.token, test) if choice.token else None,
         token=token,
@@ -106,11 +105,6 @@ def _record(
         shuffled_auprc=chance[1],
         token_r2=token_r2(fit.view.tokens, fit_fired, fit_values, fit.token_counts),
     )
-
-
-def _shares(label: Label, fired: np.ndarray, test: Indexed[TestView]) -> list[float]:
-    found = [counts(Label((part,)).predict(test)[0], fired).recall for part in label.parts]
-    return [round(share, 6) for share in found]
 
 
 def _token_text(token: Label, test: Indexed[TestView]) -> str:

@@ -54,7 +54,7 @@ class LabelRecord:
     decile_recall: list[float] | None
     """Recall by tenths of the firings, weakest first."""
     shares: list[float] | None
-    """Share of the test firings that each part of the rule covers."""
+    """Share of the select split's firings that each part of the rule covers; the sentence tells it."""
     beats_token: bool | None
     """Whether its F1 on the test split is above the single token's."""
     token_text: str | None

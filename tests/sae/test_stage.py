@@ -6,7 +6,7 @@ import pytest
 
 from sae.errors import StoreError
 from sae.files import write_text
-from sae.stage import Box, open_box, stage, verify
+from sae.stage import SCRATCH, Box, open_box, stage, verify
 
 
 def builder(calls, text="content"):
@@ -122,16 +122,59 @@ def test_verify_finds_a_flipped_byte_and_a_missing_file(tmp_path):
     box = stage(tmp_path / "b", {}, builder([]))
     verify(box)
     file = box.path / "part" / "a.txt"
-    damaged = bytearray(file.read_bytes())
-    damaged[3] ^= 1
-    file.write_bytes(damaged)
+    message = f"{file}: missing or damaged (checksum differs); run the stage that builds it again"
+    flipped = bytearray(file.read_bytes())
+    flipped[3] ^= 1
+    file.write_bytes(flipped)
     with pytest.raises(StoreError) as caught:
         verify(box)
-    assert str(caught.value) == f"{file}: damaged (checksum differs); delete {box.path} and run again"
+    assert str(caught.value) == message
     file.unlink()
     with pytest.raises(StoreError) as caught:
         verify(box)
-    assert str(caught.value) == f"{file}: missing, though the manifest lists it; delete {box.path} and run again"
+    assert str(caught.value) == message
+
+
+def test_a_damaged_file_is_not_taken_for_a_whole_one(tmp_path):
+    """A builder that trusts the files it finds must not be handed a shortened one."""
+    found = []
+
+    def build(path):
+        found.append(sorted(file.name for file in path.glob("*.txt")))
+        for name in ("a.txt", "b.txt"):
+            if not (path / name).exists():
+                write_text(path / name, "whole")
+        return {}
+
+    stage(tmp_path / "b", {}, build)
+    (tmp_path / "b" / "a.txt").write_text("wh")
+    stage(tmp_path / "b", {}, build)
+    assert found == [[], ["b.txt"]]
+    assert (tmp_path / "b" / "a.txt").read_text() == "whole"
+
+
+def test_a_folder_of_somebody_elses_files_is_left_alone(tmp_path):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "mine.csv").write_text("years of work")
+    with pytest.raises(StoreError) as caught:
+        stage(tmp_path / "labels", {}, builder([]))
+    assert str(caught.value) == (
+        f"{tmp_path / 'labels'}: holds files that are no part of a run; move them away or choose another out=DIR"
+    )
+    assert (tmp_path / "labels" / "mine.csv").read_text() == "years of work"
+
+
+def test_scratch_files_serve_a_resume_and_go_when_the_box_is_finished(tmp_path):
+    def dies(path):
+        write_text(path / f"checkpoint{SCRATCH}", "half way")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage(tmp_path / "b", {}, dies)
+    assert (tmp_path / "b" / f"checkpoint{SCRATCH}").exists()
+    box = stage(tmp_path / "b", {}, builder([]))
+    assert not (tmp_path / "b" / f"checkpoint{SCRATCH}").exists()
+    verify(box)
 
 
 def test_a_box_of_another_schema_is_refused(tmp_path):

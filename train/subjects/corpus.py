@@ -225,7 +225,10 @@ def _reflow(lines: list[str]) -> str:
 
 def _lazy_load(deb: Path) -> dict[str, list[str]]:
     """The character vectors of an R package's lazy-load database, by name, out of a .deb."""
-    import rdata  # an extra: only this source needs it
+    try:
+        import rdata  # an extra: only this source needs it
+    except ModuleNotFoundError:
+        raise DataError("the package rdata is missing: pip install 'sae-atlas[subjects]'") from None
 
     prefix = "./usr/lib/R/site-library/janeaustenr/data/Rdata"
     with tarfile.open(fileobj=BytesIO(_deb_data(deb)), mode="r:*") as archive:

@@ -7,6 +7,7 @@ from `(seed, t)` alone, so a run that was killed goes on exactly as if it had no
 """
 
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -15,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from sae.files import publish, read_json, write_json
+from sae.files import publish, write_json
 from sae.text import Document
 from train.subjects import corpus, embed, subjects
 from train.subjects.card import repeat_losses
@@ -257,18 +259,21 @@ def evaluate(model: GPT2LMHeadModel, rows: dict[str, Tensor]) -> dict[str, float
 def _checkpoint(
     path: Path, model: GPT2LMHeadModel, optimizers: tuple[torch.optim.Optimizer, ...], step: int, curve: list[dict]
 ) -> None:
+    """One file, so that a kill cannot part the weights from the step they belong to."""
     tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
     for i, optimizer in enumerate(optimizers):
         for j, slots in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{i}/{j}/{k}": v for k, v in slots.items()}
-    publish(path, lambda temporary: save_file(tensors, temporary, metadata={"step": str(step)}))
-    write_json(path.with_suffix(".json"), {"step": step, "curve": curve})
+    meta = {"progress": json.dumps({"step": step, "curve": curve})}
+    publish(path, lambda temporary: save_file(tensors, temporary, metadata=meta))
 
 
 def _resume(
     path: Path, model: GPT2LMHeadModel, optimizers: tuple[torch.optim.Optimizer, ...]
 ) -> tuple[int, list[dict]]:
-    tensors, meta = load_file(path), read_json(path.with_suffix(".json"))
+    with safe_open(path, framework="pt") as file:
+        progress = json.loads(file.metadata()["progress"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model/{name}"])
@@ -279,4 +284,4 @@ def _resume(
                 _, _, j, slot = key.split("/")
                 state.setdefault(int(j), {})[slot] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return meta["step"], meta["curve"]
+    return progress["step"], progress["curve"]

@@ -75,7 +75,7 @@ function health() {
       tile(given(s.fvu, score), "variance missed", s.pca_fvu == null ? "FVU" : `FVU; PCA of the same size ${score(s.pca_fvu)}`),
       tile(given(s.ce_recovered, percent), "loss recovered", "with the reconstruction put back in"),
       tile(given(s.kl, short), "nats of KL", "how far predictions move"),
-      tile(given(s.dead_fraction, percent), "dead", "latents that never fire"),
+      tile(given(s.dead_fraction, percent), "dead", "latents silent on the test documents"),
       tile(given(s.labelled_fraction, percent), "labelled", "of the features that fire"),
       tile(given(s.median_f1, score), "median F1", s.median_token_f1 == null ? "held out" : `held out; single token ${score(s.median_token_f1)}`),
       tile(given(s.beats_token_fraction, percent), "beat one token", "labels above the best single token")),

@@ -27,6 +27,7 @@ function percent(x) {
   if (x == null) return "–";
   const value = 100 * x;
   if (value === 0) return "0%";
+  if (value < 0) return `−${percent(-x)}`;
   if (value < 0.001) return "<0.001%";
   return `${value >= 99.5 ? short(value) : value.toPrecision(2)}%`;
 }
