@@ -1,5 +1,7 @@
 """What can be chosen of the analysis."""
 
+from typing import Literal
+
 from sae.config import Natural, Positive, PositiveFloat, Share, config
 
 
@@ -25,19 +27,22 @@ class IndexConfig:
     """Held-out tokens on which the reconstruction is spliced into the network."""
 
 
+Family = Literal["token", "form", "context", "place", "topic", "next", "combination"]
+
+
 @config
 class LabelConfig:
     """How labels are found without a language model; see `analysis/label`."""
 
-    families: tuple[str, ...] = ("token", "form", "context", "place", "topic", "next", "combination")
+    families: tuple[Family, ...] = ("token", "form", "context", "place", "topic", "next", "combination")
     """Families of rules that are tried; among equals the first in this order wins."""
     min_fit: Positive = 20
     """Firings on the fit split that a latent needs to be labelled; below it is `rare`."""
     min_select: Positive = 8
     """Firings on the select split that it needs."""
-    atom_cost: PositiveFloat = 1.0
+    atom_cost: PositiveFloat = 2.0
     """Firings that each key of a rule must earn beyond its false alarms: a discount against luck."""
-    atom_share: Share = 0.002
+    atom_share: Share = 0.01
     """The same as a share of the latent's firings, where that is more: long lists are no label."""
     length_cost: Share = 0.005
     """F1 that a rule must gain for each doubling of its length; 0: length does not matter."""

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 STATUSES = ("labelled", "abstained", "unlabelled", "rare", "silent")
 N_EXEMPLARS = 6
+SHORT_TEXT = 80
+"""Characters of a label that can be taken in at a glance."""
 MODERATE_DENSITY = (1e-4, 2e-2)
 
 
@@ -21,12 +23,14 @@ def interesting_first(latents: Sequence[Mapping], labels: Sequence[Mapping]) -> 
 
 
 def exemplary(order: Sequence[int], labels: Sequence[Mapping], has_example: Sequence[bool]) -> list[int]:
-    """The first rows of `order` that are labelled, scored and have an example, a family at a time."""
+    """The first rows of `order` that are labelled, scored and have an example: short labels first, then a family at
+    a time."""
     fit = [
         row
         for row in order
         if labels[row]["status"] == "labelled" and labels[row]["f1"] is not None and has_example[row]
     ]
+    fit.sort(key=lambda row: len(labels[row]["text"]) > SHORT_TEXT)
     distinct = _first_of(fit, [labels[row]["text"] for row in fit])
     leaders = _first_of(distinct, [labels[row]["family"] for row in distinct])
     taken = set(leaders)
