@@ -61,6 +61,10 @@ class Dictionary(nn.Module, ABC):
         """What each latent writes."""
 
     @abstractmethod
+    def initialise(self, stats: InputStats, generator: torch.Generator) -> None:
+        """Set the weights before training, from what is known of the data."""
+
+    @abstractmethod
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Latents: ...
 
     @abstractmethod

@@ -81,7 +81,7 @@ def _accelerator(cfg: TrainConfig, logs: Path) -> Accelerator:
     return accelerator
 
 
-def _initialise(dictionary: Any, data: Data, cfg: TrainConfig, seed: int) -> None:
+def _initialise(dictionary: Dictionary, data: Data, cfg: TrainConfig, seed: int) -> None:
     mean_norm, mean = data.moments["mean_norm"], torch.tensor(data.moments["mean"], dtype=torch.float64)
     scale = data.train.d_in**0.5 / mean_norm if cfg.normalise == "mean_norm" else 1.0
     variance = (data.moments["mean_square"] - mean.square().sum().item()) * scale**2

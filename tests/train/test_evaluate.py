@@ -26,6 +26,9 @@ class Basis(Dictionary):
     def directions(self) -> Tensor:
         return torch.eye(len(self.offset))
 
+    def initialise(self, stats: InputStats, generator: torch.Generator) -> None:
+        raise NotImplementedError
+
     def encode(self, x: Tensor) -> Latents:
         self.saw_autocast.append(torch.is_autocast_enabled("cpu"))
         n, d = x.shape
