@@ -125,15 +125,19 @@ def _statistics(tokens: np.ndarray, values: np.ndarray, token_counts: np.ndarray
 def _outputs(directions: Tensor, model: nn.Module | None, k: int) -> dict[str, list[np.ndarray]]:
     """Promoted and suppressed tokens of each latent; empty where the site does not write logits."""
     names = ("promoted_tokens", "promoted_logits", "suppressed_tokens", "suppressed_logits")
+    nothing = {name: [np.zeros(0)] * len(directions) for name in names}
+    if model is None:
+        return nothing
     columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    try:
-        for block in directions.split(1024) if model is not None else ():
-            (high, up), (low, down) = lens.top_tokens(lens.logit_effects(block, model), k)
-            for name, part in zip(names, (high, up, low, down), strict=True):
-                columns[name] += list(part.cpu().numpy())
-    except ConfigError:  # of another width than the residual stream
-        model = None
-    return columns if model is not None else {name: [np.zeros(0)] * len(directions) for name in names}
+    for block in directions.split(1024):
+        try:
+            effects = lens.logit_effects(block, model)
+        except ConfigError:  # of another width than the residual stream
+            return nothing
+        (high, up), (low, down) = lens.top_tokens(effects, k)
+        for name, part in zip(names, (high, up, low, down), strict=True):
+            columns[name] += list(part.cpu().numpy())
+    return columns
 
 
 def _neighbours(directions: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:

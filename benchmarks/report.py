@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sae.files import write_text
+from sae.run import VERSIONS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -36,14 +37,17 @@ def quality_table(figures: dict[str, Any]) -> str:
         ("dead latents", f"{figures['dead_fraction']:.1%}"),
         ("cross-entropy recovered (against mean ablation)", f"{figures['ce_recovered']:.3f}"),
         ("KL from the clean model, nats a token", f"{figures['kl']:.3f}"),
-        ("live latents with a label", f"{figures['labelled_fraction']:.0%}"),
+        ("live latents with a label; the others are marked as abstained", f"{figures['labelled_fraction']:.0%}"),
+        ("labels whose F1 there beats the best single token's", f"{figures['beats_token_fraction']:.0%}"),
+        ("median F1 of the labels", f"{figures['median_f1']:.2f}"),
+        ("median F1 of the best single tokens", f"{figures['median_token_f1']:.2f}"),
     ]
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 
 
 def _atlas_section(figures: dict[str, Any]) -> str:
     lines = ["## The main job: `make atlas`, set-up excluded\n", "| stage | seconds |", "|---|---|"]
-    lines += [f"| {name} | {seconds:.1f} |" for name, seconds in figures["seconds"].items()]
+    lines += [f"| {name} | {figures['seconds'][name]:.1f} |" for name in VERSIONS]
     lines += [
         f"| **all, with start-up** | **{figures['total_seconds']:.0f}** |",
         f"\nPeak memory {figures['peak_memory_bytes'] / 1e9:.2f} GB; "
