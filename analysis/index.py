@@ -221,7 +221,7 @@ def _hash(positions: np.ndarray) -> np.ndarray:
 
 def _window(position: int, split: TokenSplit, width: int) -> tuple[int, int]:
     """Bounds of an example: mostly what comes before, never beyond the context."""
-    context = int(split.context_of(np.array(position))[0])
+    context = int(split.context_of(np.array([position]))[0][0])
     begin, end = int(split.context_starts[context]), int(split.context_starts[context + 1])
     start = max(begin, position - (3 * width) // 4)
     return start, min(end, start + width)
