@@ -27,6 +27,7 @@ from sae.stage import Box, stage
 if TYPE_CHECKING:
     from analysis.splits import View
     from sae.model import Subject
+    from sae.tokens import TokenStore
 
 log = logging.getLogger(__name__)
 V = TypeVar("V", bound="View")
@@ -105,9 +106,14 @@ class Run:
         return box
 
     @cached_property
+    def token_store(self) -> "TokenStore":
+        from sae.tokens import TokenStore
+
+        return TokenStore(self.tokens)
+
+    @cached_property
     def activations(self) -> Box:
         from sae.harvest import harvest
-        from sae.tokens import TokenStore
 
         cfg, subject = self.cfg.harvest, self.subject
         inputs = {
@@ -117,7 +123,7 @@ class Run:
             "precision": subject.precision,
             "harvest": to_json(cfg),
         }
-        store = TokenStore(self.tokens)
+        store = self.token_store
         return self._stage(
             "activations", inputs, lambda out: harvest(subject.model, cfg.sites, store, out, cfg, subject.autocast)
         )
@@ -156,7 +162,6 @@ class Run:
 
         from sae import hub
         from sae.store import ActivationStore
-        from sae.tokens import TokenStore
         from train import evaluate
 
         store, site = ActivationStore(self.activations), self.cfg.site
@@ -172,7 +177,7 @@ class Run:
             dictionary,
             site,
             mean,
-            TokenStore(self.tokens).split("test"),
+            self.token_store.split("test"),
             store.skip_positions,
             self.cfg.analysis.index.evaluation_tokens,
             self.cfg.harvest.batch_tokens,
@@ -185,7 +190,6 @@ class Run:
         from analysis import encode
         from sae import hub
         from sae.store import ActivationStore
-        from sae.tokens import TokenStore
 
         cfg = self.cfg.analysis.index
         inputs = {"dictionary": self.dictionary.digest, "limits": [cfg.tokens, cfg.label_tokens]}
@@ -198,7 +202,7 @@ class Run:
                 n_latents,
                 store,
                 self.cfg.site,
-                TokenStore(self.tokens),
+                self.token_store,
                 cfg,
                 out,
             ),
@@ -210,7 +214,6 @@ class Run:
         from analysis.codes import open_codes
         from sae import hub
         from sae.sites import resolve, writes_residual
-        from sae.tokens import TokenStore
 
         cfg, codes, site = self.cfg.analysis.index, self.codes, resolve(self.subject.model, self.cfg.site)
         upstream = ("tokens", "label_tokens", "evaluation_tokens")
@@ -222,7 +225,7 @@ class Run:
                 open_codes(codes, "train"),
                 hub.load(self.dictionary.path).directions.detach(),
                 self.subject.model if writes_residual(self.subject.model, site) else None,
-                TokenStore(self.tokens).split("train"),
+                self.token_store.split("train"),
                 codes.facts["n_rows"]["train"],
                 codes.facts["skip_positions"],
                 cfg,
@@ -240,9 +243,8 @@ class Run:
         from analysis.codes import open_codes
         from analysis.label.fit import labels, write
         from analysis.splits import FitView, SelectView, TestView, token_strings
-        from sae.tokens import TokenStore
 
-        store, facts = TokenStore(self.tokens), self.codes.facts
+        store, facts = self.token_store, self.codes.facts
         strings = token_strings(self.subject.tokenizer)
 
         def view(kind: type[V], name: str) -> V:
@@ -266,7 +268,6 @@ class Run:
         from analysis.export import html
         from analysis.export.atlas import AtlasInput
         from analysis.splits import token_strings
-        from sae.tokens import TokenStore
 
         atlas = AtlasInput(
             model=self.cfg.model.name,
@@ -277,7 +278,7 @@ class Run:
             latents=pq.read_table(self.index.path / "latents.parquet"),
             examples=pq.read_table(self.index.path / "examples.parquet"),
             labels=pq.read_table(self.labels.path / "labels.parquet"),
-            tokens=TokenStore(self.tokens),
+            tokens=self.token_store,
             token_strings=token_strings(self.subject.tokenizer),
             summary=self.figures(),
             provenance=self._provenance(),

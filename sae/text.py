@@ -66,9 +66,14 @@ def _field(record: dict[str, Any], name: str, default: str) -> str:
     return default if value is None else str(value)
 
 
+def hash64(text: str) -> int:
+    """64 bits of a text's SHA-256, for choices that depend on nothing else."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
 def hashed_split(text: str, held_out: tuple[float, float, float]) -> str:
     """The split of a text by its SHA-256, with shares `held_out` for fit, select and test."""
-    share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+    share = hash64(text) / 2**64
     for name, size in zip(SPLITS[1:], held_out, strict=True):
         if share < size:
             return name

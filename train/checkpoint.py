@@ -1,6 +1,7 @@
 """Everything that a training run must remember, in one file that is replaced atomically."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,7 @@ class Progress:
 def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """Publish a checkpoint; the former one stays until the new one is whole."""
     tensors = {f"model/{name}": value.detach() for name, value in model.state_dict().items()}
-    for i, slots in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{i}/{name}": value for name, value in slots.items()}
+    tensors |= optimizer_tensors(optimizer, "optimizer")
     tensors["silent_tokens"] = progress.silent_tokens
     meta = {"step": str(progress.step), "curve": json.dumps(progress.curve)}
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
@@ -39,10 +39,21 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Prog
         meta = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     model.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
+    restore_optimizer(optimizer, tensors, "optimizer")
+    return Progress(int(meta["step"]), tensors["silent_tokens"], json.loads(meta["curve"]))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
+    """An optimiser's state as named tensors: `prefix/<parameter>/<slot>`."""
+    state = optimizer.state_dict()["state"]
+    return {f"{prefix}/{i}/{slot}": value for i, slots in state.items() for slot, value in slots.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    """Put back what `optimizer_tensors` gave under `prefix`; other tensors are left alone."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
-        if name.startswith("optimizer/"):
-            _, i, slot = name.split("/")
+        if name.startswith(f"{prefix}/"):
+            i, slot = name.removeprefix(f"{prefix}/").split("/")
             state.setdefault(int(i), {})[slot] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return Progress(int(meta["step"]), tensors["silent_tokens"], json.loads(meta["curve"]))

@@ -170,7 +170,10 @@ def test_the_part_of_a_gradient_along_its_row_is_removed():
 
 
 def test_no_gradient_is_no_error():
-    remove_parallel_gradient(torch.nn.Parameter(torch.eye(2)))
+    matrix = torch.nn.Parameter(torch.eye(2))
+    remove_parallel_gradient(matrix)
+    assert matrix.grad is None
+    assert torch.equal(matrix, torch.eye(2))
 
 
 def test_rows_are_unit_after_every_step():

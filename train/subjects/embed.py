@@ -11,9 +11,8 @@ from tokenizers import Tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from sae.files import publish, write_text
-from sae.text import Document
+from sae.text import Document, hash64
 from train.subjects import card
-from train.subjects.corpus import name_hash
 
 END_OF_TEXT = "<|endoftext|>"
 TRAIN_BYTES = 2_900_000
@@ -54,7 +53,7 @@ def _half(training: Path, out: Path) -> GPT2LMHeadModel:
 def _text(documents: Sequence[Document], out: Path) -> None:
     """All held-out documents, and training documents up to `TRAIN_BYTES`, in an order that mixes sources."""
     chosen, room = [], TRAIN_BYTES
-    for document in sorted(documents, key=lambda document: name_hash("slice " + document.id)):
+    for document in sorted(documents, key=lambda document: hash64("slice " + document.id)):
         if document.split == "train":
             if room <= 0:
                 continue

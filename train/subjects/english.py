@@ -25,6 +25,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from sae.files import publish, write_json
 from sae.text import Document
+from train.checkpoint import optimizer_tensors, restore_optimizer
 from train.subjects import corpus, embed, subjects
 from train.subjects.card import repeat_losses
 from train.subjects.embed import END_OF_TEXT
@@ -262,8 +263,7 @@ def _checkpoint(
     """One file, so that a kill cannot part the weights from the step they belong to."""
     tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
     for i, optimizer in enumerate(optimizers):
-        for j, slots in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{i}/{j}/{k}": v for k, v in slots.items()}
+        tensors |= optimizer_tensors(optimizer, f"optimizer/{i}")
     meta = {"progress": json.dumps({"step": step, "curve": curve})}
     publish(path, lambda temporary: save_file(tensors, temporary, metadata=meta))
 
@@ -278,10 +278,5 @@ def _resume(
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model/{name}"])
     for i, optimizer in enumerate(optimizers):
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith(f"optimizer/{i}/"):
-                _, _, j, slot = key.split("/")
-                state.setdefault(int(j), {})[slot] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        restore_optimizer(optimizer, tensors, f"optimizer/{i}")
     return progress["step"], progress["curve"]
