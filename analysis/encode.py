@@ -12,7 +12,7 @@ from analysis.codes import Codes
 from analysis.config import IndexConfig
 from sae.dictionary import Dictionary
 from sae.files import publish
-from sae.store import ActivationSplit, ActivationStore
+from sae.store import ActivationStore, Pairs, Places
 from sae.tokens import TokenStore
 
 ROWS = 8192  # rows encoded at a time
@@ -22,7 +22,7 @@ def build(
     dictionary: Dictionary,
     n_latents: int,
     activations: ActivationStore,
-    site: str,
+    places: Places,
     tokens: TokenStore,
     cfg: IndexConfig,
     out: Path,
@@ -39,23 +39,21 @@ def build(
         path = out / f"{name}.safetensors"
         if path.exists():
             continue
-        codes = encode(dictionary, n_latents, activations.split(site, name), positions, f"index {name}")
+        codes = encode(dictionary, n_latents, activations.pairs(places, name), positions, f"index {name}")
         arrays = {"offsets": codes.offsets, "positions": codes.positions, "values": codes.values}
         publish(path, lambda temporary, arrays=arrays: save_file(arrays, temporary))
     return {"n_rows": n_rows, "n_latents": n_latents, "skip_positions": activations.skip_positions}
 
 
 @torch.no_grad()
-def encode(
-    dictionary: Dictionary, n_latents: int, rows: ActivationSplit, positions: np.ndarray, title: str = "encode"
-) -> Codes:
+def encode(dictionary: Dictionary, n_latents: int, rows: Pairs, positions: np.ndarray, title: str = "encode") -> Codes:
     """Encode the first `len(positions)` rows, which lie at `positions`, and turn rows into latents."""
     device = dictionary.directions.device
     indices, values, where = [], [], []
     with tqdm(total=len(positions), unit="tok", unit_scale=True, desc=title, mininterval=1.0) as progress:
         for start in range(0, len(positions), ROWS):
             stop = min(start + ROWS, len(positions))
-            latents = dictionary.encode(rows.read(start, stop).to(device)).fired()
+            latents = dictionary.encode(rows.read(start, stop)[0].to(device)).fired()
             indices.append(latents.indices.cpu().numpy().astype(np.int32))
             values.append(latents.values.cpu().numpy())
             where.append(positions[start:stop].astype(np.int32)[latents.rows().cpu().numpy()])

@@ -134,10 +134,10 @@ def parse(cls: type[T], values: Any, where: str, origin: str = "") -> T:
 
 
 def _refuse_unknown(cls: type, values: Mapping[str, Any], where: str, prefix: str) -> None:
-    hints = get_type_hints(cls)
+    hints, known = get_type_hints(cls), [field.name for field in fields(cls)]  # type: ignore[arg-type]
     for key, value in values.items():
-        if key not in hints:
-            raise ConfigError(f"{prefix}{where}.{key}: no such field; {nearest(str(key), hints)}")
+        if key not in known:
+            raise ConfigError(f"{prefix}{where}.{key}: no such field; {nearest(str(key), known)}")
         if is_dataclass(hints[key]) and isinstance(value, Mapping):
             _refuse_unknown(hints[key], value, f"{where}.{key}", prefix)  # type: ignore[arg-type]
 
@@ -211,14 +211,15 @@ def override(values: Mapping[str, Any], assignments: Sequence[str]) -> dict[str,
 
 def field_help(cls: type) -> list[tuple[str, str, Any, str]]:
     """(name, type, default, help) of each field, from the docstring that follows it."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(tree, ast.ClassDef)
     texts: dict[str, tuple[str, str]] = {}
-    for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            is_doc = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            text = inspect.cleandoc(str(after.value.value)) if is_doc else ""  # type: ignore[union-attr]
-            texts[node.target.id] = (ast.unparse(node.annotation), " ".join(text.split()))
+    for base in reversed(cls.__mro__[:-1]):  # a field that is declared again is explained again
+        tree = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(tree, ast.ClassDef)
+        for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                is_doc = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                text = inspect.cleandoc(str(after.value.value)) if is_doc else ""  # type: ignore[union-attr]
+                texts[node.target.id] = (ast.unparse(node.annotation), " ".join(text.split()))
     return [
         (f.name, texts[f.name][0], None if f.default is MISSING else f.default, texts[f.name][1]) for f in fields(cls)
     ]

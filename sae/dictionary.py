@@ -6,17 +6,38 @@ loss, and what it does after a step. The trainer, the files and the analysis kno
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from sae import kernels
+from sae.architectures.configs import InitBias, SAEConfig
+from sae.errors import ConfigError
 from sae.latents import Latents
-from sae.losses import squared_error
-from sae.select import Selection
+from sae.losses import auxk, ghost, squared_error
+from sae.scaling import RowScale, Scaling, SiteStats
+from sae.select import Selection, TopK
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Widths of the sites that a dictionary reads, and of those that it writes, side by side."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...] | None = None
+    """None: it writes what it reads. Otherwise it is a transcoder."""
+
+    @property
+    def d_in(self) -> int:
+        return sum(self.inputs)
+
+    @property
+    def d_out(self) -> int:
+        return sum(self.inputs if self.outputs is None else self.outputs)
 
 
 @dataclass(frozen=True)
@@ -24,13 +45,19 @@ class Step:
     """All that a loss may know of the training run."""
 
     index: int
+    n_steps: int
     dead: Bool[Tensor, " n_latents"]
     """Latents that have not fired for the dead window."""
+
+    def warm(self, share: float) -> float:
+        """A factor that rises linearly to 1 over the first `share` of the run; its first value is not 0."""
+        steps = share * self.n_steps
+        return min(1.0, (self.index + 1) / steps) if steps >= 1 else 1.0
 
 
 @dataclass(frozen=True)
 class Forward:
-    """All that comes out of a training forward pass. `target` and `recon` are in scaled units."""
+    """All that comes out of a training forward pass, in the dictionary's own units."""
 
     x: Float[Tensor, "batch d_in"]
     target: Float[Tensor, "batch d_out"]
@@ -38,22 +65,28 @@ class Forward:
     recon: Float[Tensor, "batch d_out"]
     terms: dict[str, Tensor]
     """Weighted terms of the loss by name; their sum is minimised."""
+    skipped: Float[Tensor, "batch d_in"] | None = None
+    """What a linear path beside the latents reads, where there can be one."""
 
 
 @dataclass(frozen=True)
 class InputStats:
-    """What a dictionary is told of its data before it is trained."""
+    """What a dictionary is told of its data before it is trained, in the network's units."""
 
-    scale: float
-    """Inputs are multiplied by this before they are encoded."""
-    variance: float
-    """`E ||x - E x||^2` of the scaled inputs."""
-    centre: Float[Tensor, " d_in"]
-    """Geometric median of the scaled inputs."""
+    inputs: tuple[SiteStats, ...]
+    outputs: tuple[SiteStats, ...]
+    """Of the sites that it writes; the same as `inputs` unless it is a transcoder."""
+    x: Float[Tensor, "n d_in"]
+    """A sample of rows."""
+    target: Float[Tensor, "n d_out"]
+    """What they should become; the same rows unless it is a transcoder."""
 
 
 class Dictionary(nn.Module, ABC):
-    """A trainable basis. Inputs and reconstructions are in the network's own units."""
+    """A trainable basis. `encode`, `decode` and `reconstruct` speak the network's own units."""
+
+    cfg: Any
+    shape: Shape
 
     @property
     @abstractmethod
@@ -68,41 +101,72 @@ class Dictionary(nn.Module, ABC):
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Latents: ...
 
     @abstractmethod
-    def decode(self, latents: Latents) -> Float[Tensor, "batch d_out"]: ...
+    def decode(self, latents: Latents) -> Float[Tensor, "batch d_out"]:
+        """What the latents alone say of the output; see `reconstruct` for all of it."""
 
     @abstractmethod
-    def forward(self, x: Float[Tensor, "batch d_in"], step: Step) -> Forward:
-        """The training forward pass."""
+    def forward(self, x: Float[Tensor, "batch d_in"], target: Float[Tensor, "batch d_out"], step: Step) -> Forward:
+        """The training forward pass; `target` is `x` unless it is a transcoder."""
 
-    def after_step(self) -> None:
-        """What is to be done after each optimiser step."""
+    def reconstruct(self, x: Float[Tensor, "batch d_in"]) -> tuple[Latents, Float[Tensor, "batch d_out"]]:
+        """The latents of each row and the output that they stand for."""
+        latents = self.encode(x)
+        return latents, self.decode(latents)
 
     def before_step(self) -> None:
         """What is to be done with the gradients before they are clipped and applied."""
 
+    def constrain(self) -> None:
+        """Bring the weights back to where the architecture keeps them, after a step or an average of weights."""
+
+    def after_step(self, out: Forward) -> None:  # noqa: ARG002 - for variants
+        """What is to be done after each optimiser step on the pass `out`."""
+        self.constrain()
+
+    def folded(self) -> "Dictionary":
+        """The same function with what served its training only folded into the weights."""
+        return self
+
 
 class SAE(Dictionary):
-    """One linear encoder and one linear decoder with a shared bias; subclasses are final.
+    """One linear encoder and one linear decoder; subclasses are final.
 
-    `pre = (s x - b_dec) W_enc^T + b_enc;  f = select(pre);  x_hat = (f W_dec + b_dec) / s`
+    `pre = (s x - b_pre) W_enc^T + b_enc;  f = select(pre);  x_hat = (f W_dec + b_dec) / s`
 
-    Both matrices are `[n_latents, d_in]`: a latent's row is contiguous.
+    with `b_pre = b_dec` where the pre-bias is on. Both matrices have a row for each latent, which
+    is contiguous. A transcoder (Dunefsky et al. 2024, arXiv:2406.11944) is the same with another
+    target: it has no pre-bias, and may have a linear path beside its latents, `+ s x W_skip^T`
+    (Paulo et al. 2025, arXiv:2501.18823). Where rows are normalised one by one this path takes them as
+    they are, for the output is as large as it is.
     """
 
-    def __init__(self, cfg: Any, d_in: int) -> None:
+    is_normalised: ClassVar[bool]
+    """Whether the squared error is divided by the variance of the target (Gao) or not (Anthropic)."""
+    per_latent: ClassVar[tuple[str, ...]] = ("W_enc", "b_enc", "W_dec")
+    """Parameters with a row for each latent, which `reseed` sets."""
+    cfg: SAEConfig
+
+    def __init__(self, cfg: SAEConfig, shape: Shape) -> None:
         super().__init__()
-        self.cfg, self.d_in = cfg, d_in
-        self.W_enc = nn.Parameter(torch.zeros(cfg.n_latents, d_in))
+        self.cfg, self.shape = cfg, shape
+        self.W_enc = nn.Parameter(torch.zeros(cfg.n_latents, shape.d_in))
         self.b_enc = nn.Parameter(torch.zeros(cfg.n_latents))
-        self.W_dec = nn.Parameter(torch.zeros(cfg.n_latents, d_in))
-        self.b_dec = nn.Parameter(torch.zeros(d_in))
-        self.register_buffer("scale", torch.ones(()))
+        self.W_dec = nn.Parameter(torch.zeros(cfg.n_latents, shape.d_out))
+        self.b_dec = nn.Parameter(torch.zeros(shape.d_out))
+        if cfg.skip and shape.outputs is None:
+            raise ConfigError("sae.skip = true: must be false unless train.target names another site than train.site")
+        self.W_skip = nn.Parameter(torch.zeros(shape.d_out, shape.d_in)) if cfg.skip else None
         self.register_buffer("variance", torch.ones(()))
-        self.scale: Tensor
         self.variance: Tensor
+        self.scaling = Scaling(cfg.normalise, shape.inputs)
+        is_by_row = cfg.normalise in ("layer_norm", "row_norm")
+        self.target_scaling = (
+            None if shape.outputs is None else Scaling("none" if is_by_row else cfg.normalise, shape.outputs)
+        )
 
     @abstractmethod
-    def selection(self) -> Selection: ...
+    def selection(self) -> Selection:
+        """How latents are chosen now, in training or for use (`self.training`)."""
 
     def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:  # noqa: ARG002 - for variants
         """Terms that the variant adds to the loss, weighted, by name."""
@@ -112,37 +176,157 @@ class SAE(Dictionary):
     def directions(self) -> Float[Tensor, "n_latents d_out"]:
         return self.W_dec
 
+    @property
+    def b_pre(self) -> Tensor | None:
+        """What is subtracted from scaled inputs."""
+        return self.b_dec if self.cfg.pre_bias and self.shape.outputs is None else None
+
     @torch.no_grad()
     def initialise(self, stats: InputStats, generator: torch.Generator) -> None:
-        """Random unit decoder rows, the encoder their copy, the bias at the data's centre
-        (Gao et al. 2024, §A.1)."""
-        self.W_dec.copy_(torch.randn(self.W_dec.shape, generator=generator))
-        normalise_rows(self.W_dec)
-        self.W_enc.copy_(self.W_dec)
-        self.b_dec.copy_(stats.centre)
-        self.scale.fill_(stats.scale)
-        self.variance.fill_(stats.variance)
+        """Random decoder directions of one norm, the encoder their copy, biases by the configuration.
+
+        A transcoder's encoder has directions of its own, and its biases make the mean input give
+        the mean output and no latent (Paulo et al. 2025, §A).
+        """
+        self.scaling.fit(stats.inputs, stats.x)
+        x = self._enter(stats.x)[0]
+        self._random_rows(self.W_dec, generator)
+        if self.target_scaling is None:
+            target = x
+            self.W_enc.copy_(self.W_dec)
+        else:
+            self.target_scaling.fit(stats.outputs, stats.target)
+            target = self.target_scaling.enter(stats.target)
+            self._random_rows(self.W_enc, generator)
+            self.b_enc.copy_(-(x.double().mean(0) @ self.W_enc.double().T))
+        self.b_dec.copy_(centre(target, self.cfg.init_bias if self.target_scaling is None else "mean"))
+        self.variance.copy_(target.double().var(dim=0, correction=0).sum())
+
+    def _random_rows(self, matrix: Tensor, generator: torch.Generator) -> None:
+        matrix.copy_(torch.randn(matrix.shape, generator=generator))
+        normalise_rows(matrix)
+        matrix.mul_(self.cfg.init_norm)
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Latents:
-        return self._encode(x * self.scale)
+        return self._encode(self._enter(x)[0])
 
     def decode(self, latents: Latents) -> Float[Tensor, "batch d_out"]:
-        return self._decode(latents) / self.scale
+        return self._leave(kernels.decode(latents, self.W_dec) + self.b_dec, None)
 
-    def forward(self, x: Float[Tensor, "batch d_in"], step: Step) -> Forward:
-        x = x * self.scale
-        latents = self._encode(x)
-        recon = self._decode(latents)
-        terms = {"mse": squared_error(recon, x) / self.variance}
-        out = Forward(x, x, latents, recon, terms)
+    def reconstruct(self, x: Float[Tensor, "batch d_in"]) -> tuple[Latents, Float[Tensor, "batch d_out"]]:
+        scaled, rows = self._enter(x)
+        latents = self._encode(scaled)
+        return latents, self._leave(self._decode(latents, self._skipped(x, scaled)), rows)
+
+    def forward(self, x: Float[Tensor, "batch d_in"], target: Float[Tensor, "batch d_out"], step: Step) -> Forward:
+        scaled = self._enter(x)[0]
+        target = scaled if self.target_scaling is None else self.target_scaling.enter(target)
+        latents, skipped = self._encode(scaled), self._skipped(x, scaled)
+        recon = self._decode(latents, skipped)
+        terms = {"mse": self._error(recon, target)}
+        out = Forward(scaled, target, latents, recon, terms, skipped)
+        terms.update(self._revival(out, step))
         terms.update(self.penalties(out, step))
         return out
 
-    def _encode(self, scaled: Tensor) -> Latents:
-        return kernels.encode(scaled, self.W_enc, self.b_enc, self.b_dec, self.selection())
+    def _enter(self, x: Tensor) -> tuple[Tensor, RowScale | None]:
+        rows = self.scaling.rows(x)
+        return self.scaling.enter(x, rows), rows
 
-    def _decode(self, latents: Latents) -> Tensor:
-        return kernels.decode(latents, self.W_dec) + self.b_dec
+    def _leave(self, recon: Tensor, rows: RowScale | None) -> Tensor:
+        if self.target_scaling is not None:
+            return self.target_scaling.leave(recon)
+        return self.scaling.leave(recon, rows)
+
+    def _encode(self, scaled: Tensor) -> Latents:
+        return kernels.encode(scaled, self.W_enc, self.b_enc, self.b_pre, self.selection())
+
+    def _skipped(self, x: Tensor, scaled: Tensor) -> Tensor:
+        return x if self.cfg.normalise in ("layer_norm", "row_norm") else scaled
+
+    def _decode(self, latents: Latents, skipped: Tensor | None) -> Tensor:
+        recon = kernels.decode(latents, self.W_dec) + self.b_dec
+        return recon if self.W_skip is None or skipped is None else recon + skipped @ self.W_skip.T
+
+    def _error(self, recon: Tensor, target: Tensor) -> Tensor:
+        error = squared_error(recon, target)
+        return error / self.variance if self.is_normalised else error
+
+    def _revival(self, out: Forward, step: Step) -> Mapping[str, Tensor]:
+        """Terms by which dead latents learn from what the live ones missed."""
+        dead = torch.nonzero(step.dead).flatten()
+        if len(dead) == 0:
+            return {}
+        terms, residual = {}, out.target - out.recon
+        limit = self.shape.d_out // 2 if self.cfg.auxk is None else self.cfg.auxk
+        if self.cfg.auxk_coef > 0 and limit > 0:
+            select = TopK(min(limit, len(dead)))
+            latents = kernels.encode(out.x, self.W_enc[dead], self.b_enc[dead], self.b_pre, select)
+            unit = 1.0 if self.is_normalised else self.variance
+            terms["auxk"] = self.cfg.auxk_coef * unit * auxk(residual, kernels.decode(latents, self.W_dec[dead]))
+        if self.cfg.ghost_coef > 0:
+            centred = out.x if self.b_pre is None else out.x - self.b_pre
+            pre_acts = torch.addmm(self.b_enc[dead], centred, self.W_enc[dead].T)
+            # a factor of a row does not change the term, so none of its exponentials need overflow or vanish
+            ghosts = (pre_acts - pre_acts.detach().amax(dim=1, keepdim=True)).exp()
+            terms["ghost"] = self.cfg.ghost_coef * ghost(residual, ghosts @ self.W_dec[dead], out.terms["mse"])
+        return terms
+
+    def before_step(self) -> None:
+        if self.cfg.decoder == "unit":
+            remove_parallel_gradient(self.W_dec)
+
+    def constrain(self) -> None:
+        if self.cfg.decoder == "unit":
+            normalise_rows(self.W_dec)
+
+    @torch.no_grad()
+    def reseed(self, latents: Int[Tensor, " m"], x: Float[Tensor, "m d_in"], target: Float[Tensor, "m d_out"]) -> None:
+        """Let dead latents start again at rows that are badly reconstructed (Bricken et al. 2023,
+        "Neuron resampling"): the decoder points at the row, the encoder too, at a fifth of the mean
+        norm of the others; its bias is 0. The input is in the network's units."""
+        scaled = self._enter(x)[0]
+        target = scaled if self.target_scaling is None else self.target_scaling.enter(target)
+        is_alive = torch.ones(len(self.W_enc), dtype=torch.bool, device=self.W_enc.device)
+        is_alive[latents] = False
+        size = self.W_enc[is_alive].norm(dim=1).mean() if bool(is_alive.any()) else self.W_enc.new_ones(())
+        self.W_dec[latents] = normalize(target - self.b_dec, dim=1)
+        self.W_enc[latents] = 0.2 * size * normalize(scaled if self.b_pre is None else scaled - self.b_pre, dim=1)
+        self.b_enc[latents] = 0
+
+    def _shift_pre_acts(self, by: Tensor) -> None:
+        """Add a constant to every latent's pre-activation, through the biases."""
+        self.b_enc.add_(by)
+
+    @torch.no_grad()
+    def folded(self) -> "SAE":
+        """The same function without its whitening: `W_enc C^(-1/2)`, `W_dec C^(1/2)`, biases moved."""
+        if self.cfg.normalise != "whiten":
+            return self
+        plain = type(self)(replace(self.cfg, normalise="none"), self.shape).to(self.W_enc.device)
+        source = {k: v for k, v in self.state_dict().items() if not k.startswith(("scaling.", "target_scaling."))}
+        plain.load_state_dict(source, strict=False)
+        into, out_of = self.scaling, self.target_scaling or self.scaling
+        # in float64, and shifts by the weights as they are stored: whitened means can be far from 0
+        matrix, mean = into.matrix.double(), into.mean.double()
+        inverse = out_of.inverse.double()
+        plain.W_enc.copy_(self.W_enc.double() @ matrix)
+        if self.b_pre is None:
+            plain._shift_pre_acts(-(plain.W_enc.double() @ mean))
+        plain.W_dec.copy_(self.W_dec.double() @ inverse)
+        b_dec = self.b_dec.double() @ inverse + out_of.mean.double()
+        if self.W_skip is not None and plain.W_skip is not None:
+            plain.W_skip.copy_(inverse @ self.W_skip.double() @ matrix)
+            b_dec -= plain.W_skip.double() @ mean
+        plain.b_dec.copy_(b_dec)
+        return plain.train(self.training)
+
+
+def centre(rows: Float[Tensor, "n d"], kind: InitBias) -> Float[Tensor, " d"]:
+    """Where an output bias starts, from a sample of targets."""
+    if kind == "geometric_median":
+        return geometric_median(rows)
+    return rows.double().mean(0).to(rows.dtype) if kind == "mean" else rows.new_zeros(rows.shape[1])
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -28,7 +28,7 @@ class Latents:
 
     def rows(self) -> Int[Tensor, " nnz"]:
         """The row that each entry belongs to."""
-        return torch.repeat_interleave(torch.arange(self.batch, device=self.offsets.device), self.offsets.diff())
+        return rows_of(self.offsets, len(self.indices))
 
     def dense(self) -> Float[Tensor, "batch n_latents"]:
         """The same latents with their zeros."""
@@ -36,14 +36,23 @@ class Latents:
         flat = self.rows() * self.n_latents + self.indices
         return dense.index_add(0, flat, self.values).view(self.batch, self.n_latents)
 
+    def subset(self, kept: Bool[Tensor, " nnz"]) -> "Latents":
+        """Only the entries where `kept`; differentiable."""
+        running = torch.cat([kept.new_zeros(1, dtype=torch.long), kept.cumsum(0)])
+        offsets = running[self.offsets]
+        return Latents(self.values[kept], self.indices[kept], offsets, self.pre_acts[kept], self.n_latents)
+
     def fired(self) -> "Latents":
         """Only the entries that have fired (value > 0), outside autograd."""
-        kept = self.values.detach() > 0
-        counts = torch.zeros(self.batch, dtype=torch.long, device=kept.device).index_add(0, self.rows(), kept.long())
-        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        values, pre_acts = self.values.detach()[kept], self.pre_acts.detach()[kept]
-        return Latents(values, self.indices[kept], offsets, pre_acts, self.n_latents)
+        values, pre_acts = self.values.detach(), self.pre_acts.detach()
+        return Latents(values, self.indices, self.offsets, pre_acts, self.n_latents).subset(values > 0)
 
     def firing_counts(self) -> Int[Tensor, " n_latents"]:
         """Rows in which each latent has fired."""
         return torch.bincount(self.indices[self.values.detach() > 0], minlength=self.n_latents)
+
+
+def rows_of(offsets: Int[Tensor, " bounds"], nnz: int) -> Int[Tensor, " nnz"]:
+    """The row that each of the `nnz` entries belongs to."""
+    rows = torch.arange(len(offsets) - 1, device=offsets.device)
+    return torch.repeat_interleave(rows, offsets.diff(), output_size=nnz)

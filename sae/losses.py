@@ -4,19 +4,40 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae.latents import Latents
+
 
 def squared_error(recon: Float[Tensor, "batch d"], target: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
     """`mean over rows of ||recon - target||^2`."""
     return (recon - target).square().sum(dim=1).mean()
 
 
+def row_sum(latents: Latents, per_entry: Float[Tensor, " nnz"]) -> Float[Tensor, ""]:
+    """`mean over rows of the sum over its entries`, the form of every sparsity penalty."""
+    return per_entry.sum() / latents.batch
+
+
 def auxk(residual: Float[Tensor, "batch d"], recon: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
     """How badly dead latents reconstruct what the live ones missed (Gao et al. 2024, §A.2).
 
     `||e - e_hat||^2 / Var(e)`, means over rows; the residual e is a constant here. 0 if e has no
-    variance.
+    variance beyond the rounding of its mean.
     """
     e = residual.detach()
     variance = (e - e.mean(dim=0)).square().sum(dim=1).mean()
-    error = squared_error(recon, e)
-    return torch.where(variance > 0, error / variance.clamp_min(torch.finfo(e.dtype).tiny), torch.zeros_like(error))
+    kind, error = torch.finfo(e.dtype), squared_error(recon, e)
+    rounding = kind.eps * e.square().sum(dim=1).mean()
+    return torch.where(variance > rounding, error / variance.clamp_min(kind.tiny), torch.zeros_like(error))
+
+
+def ghost(residual: Float[Tensor, "batch d"], recon: Float[Tensor, "batch d"], mse: Tensor) -> Float[Tensor, ""]:
+    """Ghost gradients: dead latents as if their activation were `exp(pre)` (Jermyn & Templeton 2024,
+    "Ghost grads", Transformer Circuits, January update).
+
+    `recon`, what they would write, is scaled in each row to half the norm of the residual e, a
+    constant; its squared error to e is then scaled to the size of the main loss `mse`.
+    """
+    e, kind = residual.detach(), torch.finfo(residual.dtype)
+    size = e.norm(dim=1, keepdim=True) / (2 * recon.detach().norm(dim=1, keepdim=True)).clamp_min(kind.eps)
+    error = squared_error(size * recon, e)
+    return error * (mse.detach() / error.detach().clamp_min(kind.tiny))

@@ -158,6 +158,22 @@ def read(model: nn.Module, sites: Sequence[Site], forward: Callable[[], Any]) ->
 
 
 @contextmanager
+def kept(model: nn.Module, sites: Sequence[Site]) -> Iterator[dict[str, Tensor]]:
+    """Within this context a whole forward pass leaves what passed through each site, by name."""
+    found: dict[str, Tensor] = {}
+
+    def keep(site: Site, value: Any) -> None:
+        found[site.name] = _tensor(site, value)
+
+    handles = [_attach(model, site, lambda value, site=site: keep(site, value)) for site in sites]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def replaced(model: nn.Module, site: Site, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Within this context, what passes through `site` is `change(what would have passed)`."""
 

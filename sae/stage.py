@@ -8,9 +8,10 @@ inputs: a change anywhere upstream is seen by everything that depends on it, and
 
 import fcntl
 import logging
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,16 +45,34 @@ def stage(path: Path, inputs: Mapping[str, Any], build: Callable[[Path], Mapping
     Raises:
         StoreError: another process is building this box.
     """
-    key = digest_json({"schema": SCHEMA, "inputs": inputs})
-    with lock(path):
-        if not _is_current(path, key):
-            _start(path, key, inputs)
-            log.info("%s: building", path.name)
-            facts = build(path)
-            _finish(path, key, inputs, facts)
-        else:
-            log.info("%s: up to date", path.name)
-    return open_box(path)
+    return stages({path: inputs}, lambda paths: [build(paths[0])])[0]
+
+
+def stages(
+    boxes: Mapping[Path, Mapping[str, Any]], build: Callable[[Sequence[Path]], Sequence[Mapping[str, Any]]]
+) -> list[Box]:
+    """As `stage`, for boxes that are built side by side: `build` gets the paths of those that are not there yet.
+
+    Args:
+        boxes: path → inputs.
+
+    Raises:
+        StoreError: another process is building one of them.
+    """
+    keys = {path: digest_json({"schema": SCHEMA, "inputs": inputs}) for path, inputs in boxes.items()}
+    root = os.path.commonpath([path.parent for path in boxes])
+    with ExitStack() as held:
+        for path in boxes:
+            held.enter_context(lock(path))
+        missing = [path for path in boxes if not _is_current(path, keys[path])]
+        for path in boxes:
+            log.info("%s: %s", path.relative_to(root), "building" if path in missing else "up to date")
+        for path in missing:
+            _start(path, keys[path], boxes[path])
+        if missing:
+            for path, facts in zip(missing, build(missing), strict=True):
+                _finish(path, keys[path], boxes[path], facts)
+    return [open_box(path) for path in boxes]
 
 
 def open_box(path: Path) -> Box:

@@ -148,7 +148,7 @@ def make_rows(make_box: Any) -> Callable[..., ActivationSplit]:
             site = {"d_in": rows.shape[1], "splits": {"train": shards}}
             return {"sites": {"x": site}, "skip_positions": 0, "dtype": "float32"}
 
-        return ActivationStore(make_box(build)).split("x", "train")
+        return ActivationStore(make_box(build)).split(["x"], "train")
 
     return make
 

@@ -11,23 +11,27 @@ from analysis.codes import Codes, open_codes
 from analysis.config import IndexConfig
 from sae.architectures.configs import TopKConfig
 from sae.architectures.topk import TopKSAE
-from sae.dictionary import InputStats
+from sae.dictionary import InputStats, Shape
 from sae.errors import StoreError
+from sae.scaling import SiteStats
 from sae.stage import stage
+from sae.store import Places
 
 SITE, N = "mlp_out.1", 24
 
 
 @pytest.fixture(scope="module")
 def dictionary() -> TopKSAE:
-    made = TopKSAE(TopKConfig(n_latents=N, k=4), 16)
-    made.initialise(InputStats(1.0, 1.0, torch.zeros(16)), torch.Generator().manual_seed(0))
+    made = TopKSAE(TopKConfig(n_latents=N, k=4), Shape((16,)))
+    rows = torch.randn(50, 16, generator=torch.Generator().manual_seed(1))
+    stats = (SiteStats(16, 4.0, 16.0),)
+    made.initialise(InputStats(stats, stats, rows, rows), torch.Generator().manual_seed(0))
     return made.eval()
 
 
 def build(path, dictionary, activations, store, **choices):
     cfg = IndexConfig(**choices)
-    return stage(path, {}, lambda out: encode.build(dictionary, N, activations, SITE, store, cfg, out))
+    return stage(path, {}, lambda out: encode.build(dictionary, N, activations, Places((SITE,)), store, cfg, out))
 
 
 def dense(codes: Codes, n_tokens: int) -> np.ndarray:
@@ -45,7 +49,7 @@ def test_codes_hold_what_the_dictionary_gives_on_each_kept_position(
     monkeypatch.setattr(encode, "ROWS", 37)
     box = build(tmp_path / "c", dictionary, activation_store, token_store)
     for name in token_store.splits():
-        split, rows = token_store.split(name), activation_store.split(SITE, name)
+        split, rows = token_store.split(name), activation_store.split([SITE], name)
         codes = open_codes(box, name)
         expected = np.zeros((len(split.tokens), N), dtype=np.float32)
         with torch.no_grad():

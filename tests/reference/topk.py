@@ -1,47 +1,22 @@
-"""TopK with AuxK as dense formulas in float64, gradients by autograd: what the kernels must equal.
+"""TopK with AuxK and Multi-TopK, from Gao et al. 2024 (arXiv:2406.04093)."""
 
-Written from Gao et al. 2024 (arXiv:2406.04093) and shares no code with the package.
-"""
-
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
 
-
-def kept(pre_acts: Tensor, k: int) -> Tensor:
-    """Which entries of each row are among its k largest (by full sort; assumes no ties at the edge)."""
-    order = pre_acts.argsort(dim=1, descending=True, stable=True)
-    mask = torch.zeros_like(pre_acts, dtype=torch.bool)
-    return mask.scatter(1, order[:, :k], True)
+from tests.reference.linear import Weights, active, auxk, pre_acts, recon, row_error, top
 
 
-def latents(x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor, k: int) -> Tensor:
-    """`f = ReLU(TopK((x - b_pre) W_enc^T + b_enc))`, dense `[batch, n_latents]`."""
-    pre_acts = (x - b_pre) @ W_enc.T + b_enc
-    return torch.where(kept(pre_acts, k) & (pre_acts > 0), pre_acts, torch.zeros_like(pre_acts))
+def latents(x: Tensor, w: Weights, k: int) -> Tensor:
+    """`f = ReLU(TopK(pre))`, dense `[batch, n_latents]`."""
+    pre = pre_acts(x, w)
+    return active(pre, top(pre, k))
 
 
-@dataclass(frozen=True)
-class Loss:
-    """Per-row mean of the squared error, and the normalised AuxK error (0 without dead latents)."""
-
-    squared_error: Tensor
-    auxk: Tensor
-
-
-def loss(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, k: int, dead: Tensor, k_aux: int
-) -> Loss:
-    """Both losses of a batch, with the pre-bias `b_dec`; `dead` is a mask of latents."""
-    recon = latents(x, W_enc, b_enc, b_dec, k) @ W_dec + b_dec
-    error = ((x - recon) ** 2).sum(1).mean()
-    if not dead.any():
-        return Loss(error, torch.zeros((), dtype=x.dtype))
-    pre_acts = (x - b_dec) @ W_enc.T + b_enc
-    of_dead = torch.where(dead, pre_acts, torch.full_like(pre_acts, -torch.inf))
-    chosen = kept(of_dead, min(k_aux, int(dead.sum()))) & (of_dead > 0)
-    z = torch.where(chosen, pre_acts, torch.zeros_like(pre_acts))
-    residual = (x - recon).detach()
-    variance = ((residual - residual.mean(0)) ** 2).sum(1).mean()
-    return Loss(error, ((residual - z @ W_dec) ** 2).sum(1).mean() / variance)
+def loss(x: Tensor, target: Tensor, w: Weights, k: int, dead: Tensor, k_aux: int) -> dict[str, Tensor]:
+    """The error with k latents, AuxK's, and the error with 4 k; not weighted, nor divided by a variance of inputs."""
+    out = recon(x, latents(x, w, k), w)
+    wide = recon(x, latents(x, w, min(4 * k, w.W_enc.shape[0])), w)
+    return {
+        "mse": row_error(out, target).mean(),
+        "auxk": auxk(x, target - out, w, dead, k_aux),
+        "multi": row_error(wide, target).mean(),
+    }

@@ -49,14 +49,14 @@ def test_every_row_equals_a_plain_forward_pass(tmp_path, gpt2, make_tokens, pack
         split = tokens.split(name)
         expected = plain(gpt2, split, skip)
         for site in SITES:
-            rows = store.split(site, name)
+            rows = store.split([site], name)
             assert rows.n_rows == len(split.kept_positions(skip))
             torch.testing.assert_close(rows.read(0, rows.n_rows), expected[site], rtol=1e-5, atol=1e-5)
 
 
 def test_shards_hold_whole_contexts_and_no_more_rows_than_asked_for(tmp_path, gpt2, token_store):
     store = run(tmp_path / "a", gpt2, token_store, cfg())
-    shards = store.split("mlp_out.1", "train").shards
+    shards = store.split(["mlp_out.1"], "train").columns[0]
     assert len(shards) > 2
     assert all(shard.rows <= 100 for shard in shards)
     assert all(shard.rows % 15 == 0 for shard in shards[:-1]), "16 tokens a context, the first left out"
@@ -66,7 +66,7 @@ def test_shards_hold_whole_contexts_and_no_more_rows_than_asked_for(tmp_path, gp
 def test_a_context_larger_than_a_shard_gets_one_of_its_own(tmp_path, gpt2, token_store):
     store = run(tmp_path / "a", gpt2, token_store, cfg(shard_rows=1, sites=("mlp_out.1",)))
     split = token_store.split("train")
-    assert len(store.split("mlp_out.1", "train").shards) == split.n_contexts
+    assert len(store.split(["mlp_out.1"], "train").columns[0]) == split.n_contexts
 
 
 def test_contexts_too_short_to_keep_anything_have_no_rows(tmp_path, gpt2, make_tokens):
@@ -74,7 +74,7 @@ def test_contexts_too_short_to_keep_anything_have_no_rows(tmp_path, gpt2, make_t
     split = tokens.split("train")
     assert (np.diff(split.context_starts) <= 3).any(), "the example has some"
     store = run(tmp_path / "a", gpt2, tokens, cfg(skip_positions=3))
-    rows = store.split("mlp_out.1", "train")
+    rows = store.split(["mlp_out.1"], "train")
     assert rows.n_rows == len(split.kept_positions(3))
     expected = plain(gpt2, split, 3)["mlp_out.1"]
     torch.testing.assert_close(rows.read(0, rows.n_rows), expected, rtol=1e-5, atol=1e-5)
@@ -93,7 +93,7 @@ def test_moments_are_those_of_the_stored_rows(tmp_path, gpt2, token_store, dtype
     store = run(tmp_path / "a", gpt2, token_store, cfg(dtype=dtype))
     for site in SITES:
         facts = store.box.facts["sites"][site]
-        split = store.split(site, "train")
+        split = store.split([site], "train")
         rows = split.read(0, split.n_rows).double().numpy()
         assert facts["rows"] == len(rows)
         assert facts["d_in"] == rows.shape[1] == (64 if site == "mlp_act.2" else 16)
@@ -103,8 +103,8 @@ def test_moments_are_those_of_the_stored_rows(tmp_path, gpt2, token_store, dtype
 
 
 def test_stored_values_are_rounded_once(tmp_path, gpt2, token_store):
-    exact = run(tmp_path / "exact", gpt2, token_store, cfg()).split("mlp_out.1", "test")
-    stored = run(tmp_path / "half", gpt2, token_store, cfg(dtype="bfloat16")).split("mlp_out.1", "test")
+    exact = run(tmp_path / "exact", gpt2, token_store, cfg()).split(["mlp_out.1"], "test")
+    stored = run(tmp_path / "half", gpt2, token_store, cfg(dtype="bfloat16")).split(["mlp_out.1"], "test")
     n = exact.n_rows
     assert torch.equal(stored.read(0, n), exact.read(0, n).bfloat16().float())
 
@@ -126,7 +126,7 @@ class Toy(nn.Module):
 
 def test_any_module_can_be_harvested(tmp_path, token_store):
     store = run(tmp_path / "a", Toy(2.0), token_store, cfg(sites=("linear:out", "embed:out")))
-    rows = store.split("linear:out", "train")
+    rows = store.split(["linear:out"], "train")
     assert torch.equal(rows.read(0, rows.n_rows), torch.full((rows.n_rows, 8), 2.0))
     assert {path.name for path in (tmp_path / "a").iterdir() if path.is_dir()} == {"linear-out", "embed-out"}
 
@@ -170,7 +170,7 @@ def test_rows_are_in_order_of_position(tmp_path, gpt2, make_tokens):
     store = run(tmp_path / "a", gpt2, tokens, cfg(sites=("transformer.wte:out",)))
     split = tokens.split("train")
     ids = torch.from_numpy(split.tokens[split.kept_positions(1)].astype(np.int64))
-    rows = store.split("transformer.wte:out", "train")
+    rows = store.split(["transformer.wte:out"], "train")
     assert torch.equal(rows.read(0, rows.n_rows), gpt2.transformer.wte(ids))
 
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae.latents import Latents
+from sae.latents import Latents, rows_of
 
 # Three rows: l2 fires and l0 was selected without firing; nothing; l1 and l2 fire.
 EXAMPLE = Latents(
@@ -30,6 +30,19 @@ def test_fired_drops_what_was_only_selected():
     assert fired.offsets.tolist() == [0, 1, 1, 3]
     assert fired.pre_acts.tolist() == [1.5, 2.0, 0.5]
     assert torch.equal(fired.dense(), EXAMPLE.dense())
+
+
+def test_a_subset_keeps_rows_in_place():
+    kept = EXAMPLE.subset(torch.tensor([False, True, True, False]))
+    assert kept.indices.tolist() == [0, 1]
+    assert kept.offsets.tolist() == [0, 1, 1, 2]
+    assert (kept.values.tolist(), kept.n_latents) == ([0.0, 2.0], 4)
+    assert EXAMPLE.subset(torch.zeros(4, dtype=torch.bool)).offsets.tolist() == [0, 0, 0, 0]
+
+
+def test_rows_of_offsets():
+    assert rows_of(torch.tensor([0, 2, 2, 5]), 5).tolist() == [0, 0, 2, 2, 2]
+    assert rows_of(torch.tensor([0]), 0).tolist() == []
 
 
 @st.composite
@@ -70,9 +83,28 @@ def test_dense_rows_and_counts_by_brute_force(example):
     assert latents.firing_counts().tolist() == fired.firing_counts().tolist() == counts
 
 
-def test_dense_passes_gradients_and_fired_does_not():
+@given(sparse(), st.data())
+def test_a_subset_and_the_rest_are_the_whole(example, data):
+    latents, _, values = example
+    drawn = data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
+    kept = torch.tensor(drawn, dtype=torch.bool)
+    one, other = latents.subset(kept), latents.subset(~kept)
+    assert torch.equal(one.dense() + other.dense(), latents.dense())
+    assert torch.equal(one.offsets + other.offsets, latents.offsets)
+    assert len(one.values) == int(kept.sum())
+
+
+def test_a_latent_twice_in_a_row_adds_up():
+    twice = Latents(torch.tensor([1.0, 0.5]), torch.tensor([1, 1]), torch.tensor([0, 2]), torch.zeros(2), 3)
+    assert twice.dense().tolist() == [[0, 1.5, 0]]
+
+
+def test_dense_and_subset_pass_gradients_and_fired_does_not():
     values = torch.tensor([1.0, 2.0], requires_grad=True)
     latents = Latents(values, torch.tensor([1, 0]), torch.tensor([0, 1, 2]), values, 2)
     (latents.dense() * torch.tensor([[0.0, 3.0], [5.0, 0.0]])).sum().backward()
     assert values.grad.tolist() == [3.0, 5.0]
+    values.grad = None
+    latents.subset(torch.tensor([False, True])).values.sum().backward()
+    assert values.grad.tolist() == [0.0, 1.0]
     assert not latents.fired().values.requires_grad

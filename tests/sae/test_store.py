@@ -1,4 +1,4 @@
-"""Stored activations: any range of rows, across files."""
+"""Stored activations: any range of rows, across files and sites."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae.errors import StoreError
-from sae.store import write_shard
+from sae.scaling import SiteStats
+from sae.store import ActivationStore, Places, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +20,32 @@ def split(make_rows, rows):
     return make_rows(rows, shard_rows=10)
 
 
+@pytest.fixture(scope="module")
+def store(make_box):
+    """Sites a (width 2), b (3) and c (1) of 7 rows; b is cut into files elsewhere than the others."""
+
+    def build(out):
+        sites = {}
+        for name, width, cut in (("a", 2, 4), ("b", 3, 5), ("c", 1, 4)):
+            shards = []
+            for part in whole(name, width).split(cut):
+                shards.append([f"{name}-{len(shards)}.safetensors", len(part)])
+                write_shard(out / shards[-1][0], part, torch.float32)
+            moments = {"mean_norm": 5.0, "mean_square": 26.0, "mean": [0.5] * width}
+            sites[name] = {"d_in": width, "splits": {"train": shards}, **moments}
+        return {"sites": sites, "skip_positions": 1, "dtype": "float32"}
+
+    return ActivationStore(make_box(build))
+
+
+def whole(name: str, width: int) -> torch.Tensor:
+    return 1000.0 * "abc".index(name) + torch.arange(7.0 * width).view(7, width)
+
+
 def test_shards_follow_one_another(split):
-    assert [(shard.start, shard.rows) for shard in split.shards] == [(0, 10), (10, 10), (20, 10), (30, 5)]
-    assert (split.n_rows, split.d_in) == (35, 2)
+    (shards,) = split.columns
+    assert [(shard.start, shard.rows) for shard in shards] == [(0, 10), (10, 10), (20, 10), (30, 5)]
+    assert (split.n_rows, split.d, split.widths) == (35, 2, (2,))
 
 
 @given(st.integers(0, 40), st.integers(0, 40))
@@ -32,17 +56,71 @@ def test_any_range_is_the_range_of_the_whole(split, rows, start, stop):
     assert part.shape[1] == 2
 
 
+@given(st.integers(0, 9), st.integers(0, 9))
+def test_sites_lie_side_by_side_at_the_same_rows(store, start, stop):
+    split = store.split(["b", "a"], "train")
+    assert (split.n_rows, split.d, split.widths) == (7, 5, (3, 2))
+    expected = torch.cat([whole("b", 3), whole("a", 2)], dim=1)[start:stop]
+    part = split.read(start, stop)
+    assert torch.equal(part, expected)
+    assert part.shape[1] == 5
+
+
+@pytest.mark.parametrize(
+    ("places", "sites", "x", "target"),
+    [
+        (Places(("a",)), ("a",), "a", "a"),
+        (Places(("a", "b")), ("a", "b"), "ab", "ab"),
+        (Places(("a",), ("c",)), ("a", "c"), "a", "c"),
+        (Places(("b", "a"), ("a", "c")), ("b", "a", "c"), "ba", "ac"),  # a is read from disk once
+    ],
+)
+def test_pairs_are_what_is_read_and_what_it_should_become(store, places, sites, x, target):
+    widths = {"a": 2, "b": 3, "c": 1}
+    pairs = store.pairs(places, "train")
+    assert (pairs.n_rows, pairs.sites, places.sites) == (7, sites, sites)
+    assert pairs.split.d == sum(widths[site] for site in sites)
+    for found, names in zip(pairs.read(2, 6), (x, target), strict=True):
+        assert torch.equal(found, torch.cat([whole(name, widths[name]) for name in names], dim=1)[2:6])
+        assert found.is_contiguous()
+    assert pairs.widths(places.written) == tuple(widths[name] for name in target)
+
+
+def test_moments_of_a_site(store):
+    assert store.stats("b") == SiteStats(d=3, mean_norm=5.0, mean_square=26.0)
+    assert store.mean("b").tolist() == [0.5, 0.5, 0.5]
+    assert (store.sites(), store.skip_positions) == (["a", "b", "c"], 1)
+
+
 def test_what_was_not_harvested_is_named(activation_store):
-    for site, name in (("mlp_out.0", "train"), ("mlp_out.1", "dev")):
+    for sites, name in ((["mlp_out.1", "mlp_out.0"], "train"), (["mlp_out.1"], "dev")):
         with pytest.raises(StoreError) as caught:
-            activation_store.split(site, name)
+            activation_store.split(sites, name)
         assert str(caught.value) == (
-            f"{activation_store.box.path}: no activations of {site} on {name}; harvested: ['mlp_out.1', 'resid_post.0']"
+            f"{activation_store.box.path}: no activations of {sites[-1]} on {name}; "
+            "harvested: ['mlp_out.1', 'resid_post.0']"
         )
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_are_refused(tmp_path, value):
-    with pytest.raises(StoreError, match=r"is not finite in torch\.float32"):
-        write_shard(tmp_path / "a.safetensors", torch.tensor([[1.0, value]]), torch.float32)
-    assert not (tmp_path / "a.safetensors").exists()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_read_is_what_was_stored(make_box, dtype):
+    acts = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+
+    def build(out):
+        write_shard(out / "x.safetensors", acts, dtype)
+        site = {"d_in": 2, "splits": {"train": [["x.safetensors", 3]]}}
+        return {"sites": {"x": site}, "skip_positions": 0}
+
+    read = ActivationStore(make_box(build)).split(["x"], "train").read(0, 3)
+    assert torch.equal(read, acts.to(dtype).float())
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(float("nan"), "float32"), (float("inf"), "float32"), (7e4, "float16")])
+def test_values_that_are_not_finite_are_refused(tmp_path, value, dtype):
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(StoreError) as caught:
+        write_shard(path, torch.tensor([[1.0, value]]), getattr(torch, dtype))
+    assert str(caught.value) == (
+        f"{path}: an activation of size {value:g} is not finite in torch.{dtype}; use harvest.dtype=bfloat16 or float32"
+    )
+    assert not path.exists()

@@ -1,0 +1,108 @@
+"""Crosscoders: one code for several sites, or for the same site of several models.
+
+Lindsey et al. 2024, "Sparse Crosscoders for Cross-Layer Features and Model Diffing"; with
+BatchTopK, Minder et al. 2025, "Overcoming sparsity artifacts in crosscoders", arXiv:2504.02922.
+The sites lie side by side in the rows, each scaled by itself, so that a crosscoder is a linear
+dictionary that only measures its decoder differently.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.architectures import architectures
+from sae.architectures.configs import CrosscoderBatchTopKConfig, CrosscoderConfig
+from sae.dictionary import SAE, Forward, InputStats, Shape, Step
+from sae.losses import row_sum
+from sae.select import BatchTopK, Entries, JumpReLU, ReLU, Selection
+from sae.threshold import BatchThreshold
+
+
+def site_norms(W_dec: Float[Tensor, "n_latents d_out"], shape: Shape) -> Float[Tensor, "n_latents n_sites"]:
+    """Norm of what each latent writes into each site."""
+    parts = W_dec.split(list(shape.outputs or shape.inputs), dim=1)
+    return torch.stack([part.norm(dim=1) for part in parts], dim=1)
+
+
+def sizes(dictionary: SAE, norm: str) -> Float[Tensor, " n_latents"]:
+    """A latent's size: the sum of its norms over sites, or the norm of all of them together."""
+    if norm == "concatenated":
+        return dictionary.W_dec.norm(dim=1)
+    return site_norms(dictionary.W_dec, dictionary.shape).sum(dim=1)
+
+
+@torch.no_grad()
+def set_site_norms(dictionary: SAE, norm: float) -> None:
+    """Give every latent the same norm in every site; the encoder is its copy."""
+    shape = dictionary.shape
+    widths = torch.tensor(shape.outputs or shape.inputs, device=dictionary.W_dec.device)
+    each = site_norms(dictionary.W_dec, shape).repeat_interleave(widths, dim=1)
+    dictionary.W_dec.mul_(norm / each)
+    if shape.outputs is None:
+        dictionary.W_enc.copy_(dictionary.W_dec)
+
+
+@architectures.register("crosscoder")
+class Crosscoder(SAE):
+    """`f = ReLU(sum_l x_l W_enc,l^T + b_enc)`,
+
+    `loss = sum_l ||x_l - x_hat_l||^2 + coef sum_i f_i sum_l ||W_dec,l,i||`.
+    """
+
+    is_normalised = False
+    cfg: CrosscoderConfig
+
+    def initialise(self, stats: InputStats, generator: torch.Generator) -> None:
+        super().initialise(stats, generator)
+        set_site_norms(self, self.cfg.init_norm)
+
+    def selection(self) -> Selection:
+        return ReLU()
+
+    def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:
+        coef = self.cfg.sparsity_coef * step.warm(self.cfg.sparsity_warmup)
+        weights = sizes(self, self.cfg.norm)[out.latents.indices]
+        return {"l1": coef * row_sum(out.latents, out.latents.values * weights)}
+
+
+@dataclass(frozen=True)
+class WeightedBatchTopK(Selection):
+    """BatchTopK of `f_i size_i`; the latents keep their own values."""
+
+    is_rowwise: ClassVar[bool] = False
+    k: int
+    sizes: Float[Tensor, " n_latents"]
+
+    def entries(self, pre_acts: Float[Tensor, "batch n_latents"]) -> Entries:
+        return BatchTopK(self.k).entries(pre_acts * self.sizes)
+
+
+@architectures.register("crosscoder_batchtopk")
+class BatchTopKCrosscoder(SAE):
+    """The batch keeps the largest `f_i sum_l ||W_dec,l,i||`; the threshold for use is in that unit too."""
+
+    is_normalised = True
+    cfg: CrosscoderBatchTopKConfig
+
+    def __init__(self, cfg: CrosscoderBatchTopKConfig, shape: Shape) -> None:
+        super().__init__(cfg, shape)
+        self.threshold = BatchThreshold(cfg.threshold_steps)
+
+    def initialise(self, stats: InputStats, generator: torch.Generator) -> None:
+        super().initialise(stats, generator)
+        set_site_norms(self, self.cfg.init_norm)
+
+    def selection(self) -> Selection:
+        weights = sizes(self, self.cfg.norm).detach()
+        if self.training:
+            return WeightedBatchTopK(self.cfg.k, weights)
+        return JumpReLU(self.threshold.value().float() / weights.clamp_min(1e-30))
+
+    def after_step(self, out: Forward) -> None:
+        super().after_step(out)
+        latents = out.latents
+        self.threshold.update(latents.values.detach() * sizes(self, self.cfg.norm).detach()[latents.indices])

@@ -1,0 +1,59 @@
+"""Gated: one path decides whether a latent is active, another by how much.
+
+Rajamanoharan et al. 2024, "Improving dictionary learning with gated sparse autoencoders",
+arXiv:2404.16014.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sae import kernels
+from sae.architectures import architectures
+from sae.architectures.configs import GatedConfig
+from sae.dictionary import SAE, Forward, Shape, Step
+from sae.losses import row_sum, squared_error
+from sae.select import Gated, Selection
+
+
+@architectures.register("gated")
+class GatedSAE(SAE):
+    """`f = 1[gate > 0] ReLU(exp(r_mag) (gate - b_enc) + b_mag)`, `gate = (x - b_dec) W_enc^T + b_enc`,
+
+    `loss = ||x - x_hat(f)||^2 + coef sum ReLU(gate) + ||x - x_hat_frozen(ReLU(gate))||^2` (eq. 8), where
+    the decoder of the last term is a constant.
+    """
+
+    is_normalised = False
+    per_latent = (*SAE.per_latent, "r_mag", "b_mag")
+    cfg: GatedConfig
+
+    def __init__(self, cfg: GatedConfig, shape: Shape) -> None:
+        super().__init__(cfg, shape)
+        self.r_mag = nn.Parameter(torch.zeros(cfg.n_latents))
+        self.b_mag = nn.Parameter(torch.zeros(cfg.n_latents))
+
+    def selection(self) -> Selection:
+        return Gated(self.r_mag, self.b_enc, self.b_mag)
+
+    def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:
+        gates = replace(out.latents, values=out.latents.pre_acts.relu())
+        coef = self.cfg.sparsity_coef * step.warm(self.cfg.sparsity_warmup)
+        size = gates.values * self.W_dec.detach().norm(dim=1)[gates.indices]
+        recon = kernels.decode(gates, self.W_dec.detach()) + self.b_dec.detach()
+        if self.W_skip is not None and out.skipped is not None:
+            recon = recon + out.skipped @ self.W_skip.detach().T
+        return {"l1": coef * row_sum(gates, size), "aux": squared_error(recon, out.target)}
+
+    @torch.no_grad()
+    def reseed(self, latents: Int[Tensor, " m"], x: Float[Tensor, "m d_in"], target: Float[Tensor, "m d_out"]) -> None:
+        super().reseed(latents, x, target)
+        self.r_mag[latents], self.b_mag[latents] = 0, 0
+
+    def _shift_pre_acts(self, by: Tensor) -> None:
+        super()._shift_pre_acts(by)
+        # the magnitude is read off the gate without its bias, so the shift must reach it by its own
+        self.b_mag.add_(self.r_mag.exp() * by)

@@ -1,0 +1,82 @@
+"""JumpReLU: each latent has a threshold of its own, learnt through straight-through gradients.
+
+Rajamanoharan et al. 2024, "Jumping ahead", arXiv:2407.14435; Lieberum et al. 2024, "Gemma Scope",
+arXiv:2408.05147; Conerly et al. 2025, Transformer Circuits, January update (tanh penalty).
+"""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sae.architectures import architectures
+from sae.architectures.configs import JumpReLUConfig
+from sae.dictionary import SAE, Forward, InputStats, Shape, Step
+from sae.losses import row_sum
+from sae.select import JumpReLU, Selection
+
+
+@architectures.register("jumprelu_tanh")
+@architectures.register("jumprelu")
+class JumpReLUSAE(SAE):
+    """`f = z H(z - threshold)`, `loss = ||x - x_hat||^2 + coef * penalty(f)`.
+
+    The threshold itself is trained, in float32 and kept at 0 or above: with Adam its logarithm
+    would move by the learning rate a step, a share of almost nothing for a small threshold.
+    """
+
+    is_normalised = False
+    per_latent = (*SAE.per_latent, "threshold")
+    cfg: JumpReLUConfig
+
+    def __init__(self, cfg: JumpReLUConfig, shape: Shape) -> None:
+        super().__init__(cfg, shape)
+        self.threshold = nn.Parameter(torch.full((cfg.n_latents,), cfg.threshold))
+
+    def initialise(self, stats: InputStats, generator: torch.Generator) -> None:
+        super().initialise(stats, generator)
+        with torch.no_grad():
+            self.threshold.fill_(self.cfg.threshold)
+
+    def selection(self) -> Selection:
+        return self._jump() if self.training else JumpReLU(self.threshold)
+
+    def _jump(self) -> JumpReLU:
+        return JumpReLU(self.threshold, self.cfg.bandwidth, self.cfg.ste_to_input)
+
+    def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:
+        coef = self.cfg.sparsity_coef * step.warm(self.cfg.sparsity_warmup)
+        terms = {self.cfg.penalty: coef * sparsity(self.cfg, self._jump(), out, self.W_dec.norm(dim=1))}
+        if self.cfg.preact_coef > 0:
+            terms["preact"] = self.cfg.preact_coef * preact(self, self.threshold, out)
+        return terms
+
+    @torch.no_grad()
+    def reseed(self, latents: Int[Tensor, " m"], x: Float[Tensor, "m d_in"], target: Float[Tensor, "m d_out"]) -> None:
+        super().reseed(latents, x, target)
+        self.threshold[latents] = self.cfg.threshold
+
+    def constrain(self) -> None:
+        super().constrain()
+        with torch.no_grad():
+            self.threshold.clamp_min_(0)
+
+
+def sparsity(cfg: JumpReLUConfig, jump: JumpReLU, out: Forward, norms: Tensor) -> Tensor:
+    """The penalty named by `cfg.penalty`; `norms [n_latents]` are those of the decoder's rows."""
+    latents = out.latents
+    if cfg.penalty == "tanh":
+        return row_sum(latents, torch.tanh(cfg.tanh_scale * latents.values * norms[latents.indices]))
+    steps = jump.steps(latents)
+    if cfg.penalty == "l0":
+        return row_sum(latents, steps)
+    l0 = steps.new_zeros(latents.batch).index_add(0, latents.rows(), steps)
+    return (2 / cfg.target_l0 * (l0 - cfg.target_l0).square()).mean()
+
+
+def preact(dictionary: SAE, threshold: Tensor, out: Forward) -> Tensor:
+    """`mean over rows of sum_i ReLU(threshold_i - pre_i) ||W_dec,i||`, over all latents."""
+    centred = out.x if dictionary.b_pre is None else out.x - dictionary.b_pre
+    pre_acts = torch.addmm(dictionary.b_enc, centred, dictionary.W_enc.T)
+    return ((threshold - pre_acts).relu() @ dictionary.W_dec.norm(dim=1)).mean()

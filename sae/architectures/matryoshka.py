@@ -1,0 +1,57 @@
+"""Matryoshka: nested dictionaries in one, so that general latents are not absorbed by special ones.
+
+Bussmann, Nabeshima, Karvonen & Nanda 2025, "Learning multi-level features with Matryoshka sparse
+autoencoders", arXiv:2503.17547.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sae import kernels
+from sae.architectures import architectures
+from sae.architectures.configs import MatryoshkaConfig
+from sae.dictionary import SAE, Forward, Shape, Step
+from sae.select import Selection
+from sae.threshold import BatchThreshold
+
+
+@architectures.register("matryoshka")
+class MatryoshkaSAE(SAE):
+    """One BatchTopK over all latents; every prefix of them reconstructs by itself:
+    `loss = sum over prefixes m: ||x - f_{1:m} W_dec,{1:m} - b_dec||^2 + AuxK` (eq. 3)."""
+
+    is_normalised = True
+    cfg: MatryoshkaConfig
+
+    def __init__(self, cfg: MatryoshkaConfig, shape: Shape) -> None:
+        super().__init__(cfg, shape)
+        self.threshold = BatchThreshold(cfg.threshold_steps)
+
+    def selection(self) -> Selection:
+        return self.threshold.selection(self.cfg.k, self.cfg.n_latents)
+
+    def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:  # noqa: ARG002
+        """The errors of all prefixes but the last, which is the whole dictionary."""
+        prefixes, latents = self.cfg.prefixes[:-1], out.latents
+        if not prefixes:
+            return {}
+        # entries of a row ascend, so the groups lie one behind the other: decoded as so many rows, each once
+        groups = torch.bucketize(latents.indices, torch.tensor(prefixes, device=latents.indices.device), right=True)
+        counts = torch.bincount(
+            latents.rows() * len(self.cfg.prefixes) + groups, minlength=latents.batch * len(self.cfg.prefixes)
+        )
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        split = replace(latents, offsets=offsets)
+        parts = kernels.decode(split, self.W_dec).view(latents.batch, len(self.cfg.prefixes), -1)
+        rest, terms = out.recon, {}
+        for i in reversed(range(len(prefixes))):
+            rest = rest - parts[:, i + 1]
+            terms[f"mse_{prefixes[i]}"] = self._error(rest, out.target)
+        return terms
+
+    def after_step(self, out: Forward) -> None:
+        super().after_step(out)
+        self.threshold.update(out.latents.values.detach())

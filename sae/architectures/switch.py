@@ -1,0 +1,84 @@
+"""Switch: a router sends each row to one expert, whose latents alone are computed.
+
+Mudide et al. 2024, "Efficient dictionary learning with switch sparse autoencoders",
+arXiv:2410.08201.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sae import kernels
+from sae.architectures import architectures
+from sae.architectures.configs import SwitchConfig
+from sae.dictionary import SAE, Forward, InputStats, Shape, Step
+from sae.latents import Latents
+from sae.select import Selection, TopK
+
+
+@architectures.register("switch")
+class SwitchSAE(SAE):
+    """`p = softmax((x - b_router) W_router^T)`, expert `i = argmax p`, `x_hat = p_i f W_dec^i + b_dec` with f
+    the TopK of the expert's own latents.
+
+    The factor p_i belongs to the latents here: through it the router learns. Expert e owns latents
+    `e m ... (e + 1) m`.
+    """
+
+    is_normalised = True
+    cfg: SwitchConfig
+
+    def __init__(self, cfg: SwitchConfig, shape: Shape) -> None:
+        super().__init__(cfg, shape)
+        self.W_router = nn.Parameter(torch.zeros(cfg.n_experts, shape.d_in))
+        self.b_router = nn.Parameter(torch.zeros(shape.d_in))
+
+    @torch.no_grad()
+    def initialise(self, stats: InputStats, generator: torch.Generator) -> None:
+        super().initialise(stats, generator)
+        self.W_router.copy_(torch.randn(self.W_router.shape, generator=generator) / self.shape.d_in**0.5)
+        self.b_router.copy_(self.b_dec if self.b_pre is not None else self._enter(stats.x)[0].mean(0))
+
+    def selection(self) -> Selection:
+        return TopK(self.cfg.k)
+
+    def _route(self, scaled: Tensor) -> Tensor:
+        return ((scaled - self.b_router) @ self.W_router.T).softmax(dim=1)
+
+    def _encode(self, scaled: Tensor) -> Latents:
+        routes = self._route(scaled)
+        expert = routes.argmax(dim=1)
+        size = self.cfg.n_latents // self.cfg.n_experts
+        parts, where = [], []
+        for e in range(self.cfg.n_experts):
+            rows = (expert == e).nonzero().flatten()
+            own = slice(e * size, (e + 1) * size)
+            part = kernels.encode(scaled[rows], self.W_enc[own], self.b_enc[own], self.b_pre, self.selection())
+            parts.append((part.values, part.indices + e * size, part.pre_acts))
+            where.append(rows)
+        # every row has k latents: back to the order of rows by sorting rows alone
+        back = torch.argsort(torch.cat(where))
+        values, indices, pre_acts = (
+            torch.cat(column).view(len(scaled), self.cfg.k)[back] for column in zip(*parts, strict=True)
+        )
+        values = values * routes.gather(1, expert[:, None])
+        offsets = torch.arange(len(scaled) + 1, device=scaled.device) * self.cfg.k
+        return Latents(values.flatten(), indices.flatten(), offsets, pre_acts.flatten(), self.cfg.n_latents)
+
+    @torch.no_grad()
+    def folded(self) -> SAE:
+        """As for every linear dictionary, the router's input included."""
+        plain = super().folded()
+        if plain is not self:
+            W_router, b_router = plain.get_parameter("W_router"), plain.get_parameter("b_router")
+            W_router.copy_(self.W_router.double() @ self.scaling.matrix.double())
+            b_router.copy_(self.b_router.double() @ self.scaling.inverse.double() + self.scaling.mean.double())
+        return plain
+
+    def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:  # noqa: ARG002
+        """Load balance: `E sum_i F_i P_i`, F the share of rows sent to i, P its mean probability;
+        1 where all experts share alike (§3)."""
+        routes = self._route(out.x)
+        rows = torch.bincount(routes.argmax(dim=1), minlength=self.cfg.n_experts).to(routes.dtype)
+        return {"balance": self.cfg.balance_coef * self.cfg.n_experts * (rows / len(routes) * routes.mean(dim=0)).sum()}

@@ -1,0 +1,41 @@
+"""One threshold for use, learnt from what whole batches kept in training."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sae.select import BatchTopK, JumpReLU, Selection
+
+
+class BatchThreshold(nn.Module):
+    """`theta = E over batches [smallest positive latent of the batch]` (Bussmann et al. 2024, §3).
+
+    Two sums that decay alike: their ratio is a running mean with no bias towards its start, which
+    forgets what the weights were like much more than `steps` batches ago.
+    """
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.keep = 1 - 1 / steps
+        self.register_buffer("total", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
+        self.total: Tensor
+        self.weight: Tensor
+
+    @torch.no_grad()
+    def update(self, values: Float[Tensor, " nnz"]) -> None:
+        """Take in the latents of a training batch; one without a positive latent says nothing."""
+        positive = values[values > 0]
+        if len(positive):
+            self.total.mul_(self.keep).add_(positive.min())
+            self.weight.mul_(self.keep).add_(1)
+
+    def value(self) -> Float[Tensor, ""]:
+        """The threshold; 0, a plain ReLU, before the first update."""
+        return torch.where(self.weight > 0, self.total / self.weight.clamp_min(1e-300), 0)
+
+    def selection(self, k: int, n_latents: int) -> Selection:
+        """The batch's own choice in training, the threshold for use, where rows are independent."""
+        if self.training:
+            return BatchTopK(k)
+        return JumpReLU(self.value().float().expand(n_latents))

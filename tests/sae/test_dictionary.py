@@ -1,0 +1,416 @@
+"""What dictionaries with one encoder and decoder share: first weights, their steps, and how the dead are revived."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sae.architectures.batchtopk import BatchTopKSAE
+from sae.architectures.configs import (
+    BatchTopKConfig,
+    CrosscoderBatchTopKConfig,
+    CrosscoderConfig,
+    CrossLayerTranscoderConfig,
+    GatedConfig,
+    JumpReLUConfig,
+    PAnnealConfig,
+    ReLUConfig,
+    TopKConfig,
+)
+from sae.architectures.cross_layer_transcoder import CrossLayerTranscoder
+from sae.architectures.crosscoder import BatchTopKCrosscoder, Crosscoder
+from sae.architectures.gated import GatedSAE
+from sae.architectures.jumprelu import JumpReLUSAE
+from sae.architectures.p_anneal import PAnnealSAE
+from sae.architectures.relu import ReLUSAE
+from sae.architectures.topk import TopKSAE
+from sae.dictionary import (
+    SAE,
+    Dictionary,
+    InputStats,
+    Shape,
+    Step,
+    centre,
+    geometric_median,
+    normalise_rows,
+    remove_parallel_gradient,
+)
+from sae.scaling import SiteStats
+from tests.sae import checks
+from tests.sae.checks import X, close, step, total
+
+
+def relu(**choices) -> ReLUSAE:
+    """Example E: f = [[1.5,1,1.7,0],[.6,0,0,0]], residual e = x - x_hat = [[-1.02,-1.36],[0,-1]], l3 never fires."""
+    return checks.example(ReLUSAE, ReLUConfig(n_latents=4, sparsity_coef=0.0, **choices))
+
+
+# --- first weights ---
+
+
+def initialised(seed: int = 7, **choices) -> tuple[ReLUSAE, Tensor]:
+    """A dictionary of 50 latents and the rows that it was told of, whose mean norm is said to be 4, so that s = .5."""
+    dictionary = ReLUSAE(ReLUConfig(n_latents=50, **choices), Shape((4,)))
+    rows = torch.randn(101, 4, generator=torch.Generator().manual_seed(1)) ** 3 + 2
+    stats = (SiteStats(4, 4.0, 25.0),)
+    dictionary.initialise(InputStats(stats, stats, rows, rows), torch.Generator().manual_seed(seed))
+    return dictionary, rows
+
+
+@pytest.mark.parametrize("norm", [1.0, 0.1])
+def test_the_encoder_is_a_copy_of_random_directions_of_one_norm(norm):
+    dictionary, _ = initialised(decoder="free", init_norm=norm)
+    close(dictionary.W_dec.norm(dim=1), torch.full((50,), norm))
+    assert torch.equal(dictionary.W_enc, dictionary.W_dec)
+    assert dictionary.W_enc.data_ptr() != dictionary.W_dec.data_ptr()
+    assert dictionary.b_enc.abs().sum() == 0
+    close(dictionary.W_dec.mean(0) / norm, [0.0] * 4, atol=0.25)  # no direction is preferred: sd 1 / sqrt(4 * 50) = .07
+    assert dictionary.W_enc.requires_grad
+
+
+def test_first_weights_are_a_function_of_the_seed():
+    first, again, other = (initialised(seed)[0].W_dec for seed in (7, 7, 8))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("kind", ["geometric_median", "mean", "zero"])
+def test_output_bias(kind):
+    dictionary, rows = initialised(init_bias=kind)
+    scaled = 0.5 * rows.double()
+    if kind == "zero":
+        assert dictionary.b_dec.tolist() == [0.0] * 4
+    elif kind == "mean":
+        close(dictionary.b_dec.double(), scaled.mean(0))
+    else:  # unit vectors towards the rows cancel
+        pull = torch.nn.functional.normalize(scaled - dictionary.b_dec.double(), dim=1).mean(0)
+        assert pull.norm() < 1e-4
+        assert (scaled.mean(0) - dictionary.b_dec).norm() > 0.1, "it is not the mean"
+
+
+def test_centres_by_hand():
+    points = torch.tensor([[0.0, 0.0], [1.0, 0.0], [5.0, 0.0]])
+    close(centre(points, "mean"), [2.0, 0.0])
+    close(centre(points, "geometric_median"), [1.0, 0.0], atol=1e-3)
+    close(centre(points, "zero"), [0.0, 0.0])
+
+
+def test_variance_is_that_of_what_is_to_be_written():
+    dictionary, rows = initialised()
+    scaled = 0.5 * rows
+    close(dictionary.variance, (scaled - scaled.mean(0)).square().sum(1).mean())
+    close(dictionary.scaling.scale, [0.5])
+
+
+def test_unit_rows_start_as_such():
+    with pytest.raises(ValueError, match=r"sae\.init_norm = 0\.1: must be 1 where decoder = unit"):
+        ReLUConfig(decoder="unit", init_norm=0.1)
+
+
+# --- the geometric median ---
+
+
+def line(*places: float) -> Tensor:
+    return torch.tensor([[x, 0.0] for x in places])
+
+
+@pytest.mark.parametrize(
+    ("points", "median"),
+    [
+        (torch.tensor([[0.0, 0], [0, 2], [2, 0], [2, 2]]), [1.0, 1.0]),  # a square: its centre
+        (torch.tensor([[0.0, 0], [0, 2], [2, 0], [2, 2], [1, 1]]), [1.0, 1.0]),  # a point on the first guess
+        (line(0, 1, 100), [1.0, 0.0]),  # on a line: the median
+        (line(0, 0, 0, 2, 8), [0.0, 0.0]),  # whose mean, 2, is another of the points
+        (line(3, 3, 3), [3.0, 0.0]),
+        (line(5), [5.0, 0.0]),
+        # corners of an equilateral triangle: its centre
+        (torch.tensor([[0.0, 0], [2, 0], [1, 3**0.5]]), [1.0, 3**-0.5]),
+    ],
+)
+def test_geometric_median(points, median):
+    close(geometric_median(points), median, rtol=0, atol=2e-4)
+
+
+def test_geometric_median_is_where_no_step_is_an_improvement():
+    points = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) ** 3
+    median = geometric_median(points).double()
+    pull = torch.nn.functional.normalize(points.double() - median, dim=1).mean(0)
+    assert pull.norm() < 1e-4, "unit vectors towards the points cancel"
+
+
+# --- the pre-bias, and the decoder's rows ---
+
+
+def test_pre_bias_is_the_output_bias_itself():
+    dictionary = relu()
+    assert dictionary.b_pre is dictionary.b_dec
+    assert relu(pre_bias=False).b_pre is None
+    cfg = ReLUConfig(n_latents=4, pre_bias=True)
+    assert ReLUSAE(cfg, Shape((2,), (2,))).b_pre is None, "a transcoder's output bias belongs to another site"
+
+
+@pytest.mark.parametrize("decoder", ["unit", "free"])
+def test_rows_through_steps_of_adam(decoder):
+    """Projecting the gradient is not enough: Adam's update has a part along the row again."""
+    dictionary = relu(decoder=decoder)
+    optimizer = torch.optim.Adam(dictionary.parameters(), lr=0.1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        out = dictionary(X, X, step())
+        total(out).backward()
+        dictionary.before_step()
+        along = (dictionary.W_dec.grad * dictionary.W_dec).sum(1)
+        assert (along.abs().max() < 1e-6) == (decoder == "unit")
+        optimizer.step()
+        assert (dictionary.W_dec.norm(dim=1) - 1).abs().max() > 1e-3
+        dictionary.after_step(out)
+        if decoder == "unit":
+            close(dictionary.W_dec.norm(dim=1), [1.0] * 4, atol=1e-6)
+
+
+def test_no_gradient_is_no_error():
+    matrix = torch.nn.Parameter(torch.eye(2))
+    remove_parallel_gradient(matrix)
+    assert matrix.grad is None
+    assert torch.equal(matrix, torch.eye(2))
+
+
+def test_a_zero_row_stays_zero():
+    matrix = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    normalise_rows(matrix)
+    close(matrix, [[0.6, 0.8], [0.0, 0.0]])
+
+
+# --- AuxK beside an error that is not normalised ---
+
+
+def test_auxk_has_the_weight_that_it_has_beside_a_normalised_error():
+    """Both terms times the variance of the inputs, 1.2025: Gao's 1/32 means the same for every architecture."""
+    dictionary = relu(auxk_coef=1 / 32)
+    dictionary.variance.fill_(1.2025)
+    terms = dictionary(X, X, step(1, 3)).terms
+    # dead l1, l3; one of them a row: row 0 l1 at 1 writes (0,1), row 1 none.
+    # e = [[-1.02,-1.36],[0,-1]]: rows 1.02^2 + 2.36^2 = 6.61 and 1; deviations +-(.51,.18): .2925
+    close(terms["auxk"], 1.2025 / 32 * 3.805 / 0.2925)
+    normalised = checks.example(TopKSAE, TopKConfig(n_latents=4, k=4, auxk=1))  # keeps all that is positive
+    normalised.variance.fill_(1.2025)
+    beside = normalised(X, X, step(1, 3)).terms
+    close(beside["mse"], 1.945 / 1.2025)
+    close(terms["auxk"] / terms["mse"], (beside["auxk"] / beside["mse"]).item())
+
+
+def test_auxk_teaches_dead_latents_and_no_others():
+    dictionary = relu(auxk_coef=1.0)
+    dictionary(X, X, step(1, 3)).terms["auxk"].backward()
+    # d/dpre[0,l1] = (e_hat - e)_1 / .2925 = 2.36 / .2925 = 8.068376
+    close(dictionary.b_enc.grad, [0, 8.068376, 0, 0])
+    close(dictionary.W_enc.grad, [[0, 0], [12.102564, 8.068376], [0, 0], [0, 0]])  # times (1.5,1)
+    close(dictionary.W_dec.grad, [[0, 0], [3.487179, 8.068376], [0, 0], [0, 0]])  # (1.02,2.36) / .2925
+    close(dictionary.b_dec.grad, [0, -8.068376])  # through the pre-bias only
+
+
+@pytest.mark.parametrize("dead", [(), (3,), (0, 1, 2, 3)])
+@pytest.mark.parametrize("rows", [X, X[:1]], ids=["two rows", "one row"])
+def test_revival_is_finite(dead, rows):
+    dictionary = relu(auxk_coef=1.0, auxk=3, ghost_coef=1.0)
+    out = dictionary(rows, rows, step(*dead))
+    assert list(out.terms) == (["mse", "auxk", "ghost", "l1"] if dead else ["mse", "l1"])
+    total(out).backward()
+    assert math.isfinite(total(out).item())
+    assert all(torch.isfinite(p.grad).all() for p in dictionary.parameters())
+
+
+# --- ghost gradients ---
+
+
+def test_ghost_gradients():
+    dictionary = relu(ghost_coef=1.0)
+    out = dictionary(X, X, step(3))
+    # the dead l3 writes (-1,0) exp(pre): scaled to half of |e| = 1.7 and 1, (-.85,0) and (-.5,0)
+    # errors .17^2 + 1.36^2 = 1.8785 and .25 + 1: mean 1.56425, scaled to the error of 1.945
+    close(out.terms["ghost"], 1.945)
+    out.terms["ghost"].backward()
+    # d/dpre = (scaled - e) . scaled * 2/2 * 1.945/1.56425: .17 * -.85 = -.1445 and -.5 * -.5 = .25
+    scale = 1.945 / 1.56425
+    close(dictionary.b_enc.grad, [0, 0, 0, scale * (-0.1445 + 0.25)])
+    close(dictionary.W_enc.grad[3], [scale * (-0.1445 * 1.5 + 0.25 * 0.6), scale * (-0.1445 - 0.25)])
+    assert dictionary.W_enc.grad[:3].abs().sum() == 0
+
+
+def test_ghosts_far_from_firing_neither_vanish_nor_overflow():
+    """exp(-1000) is 0 in float32 and exp(1000) infinite; where the others do not fire, a factor changes nothing."""
+    found = []
+    for bias in (0.0, -1000.0, 1000.0):
+        cfg = JumpReLUConfig(n_latents=4, ghost_coef=1.0, pre_bias=False)
+        dictionary = checks.example(JumpReLUSAE, cfg)
+        checks.set_weights(dictionary, b_enc=[0, 0, 0, bias], threshold=[0.1, 0.1, 0.1, 1e4])
+        term = dictionary(X, X, step(3)).terms["ghost"]
+        term.backward()
+        found.append([term, dictionary.W_dec.grad[3], dictionary.W_enc.grad[3]])
+    assert found[0][0] > 1
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-4)
+
+
+# --- reseeding (Bricken et al. 2023) ---
+
+
+def test_reseeding():
+    dictionary = relu(normalise="none")
+    checks.set_weights(dictionary, W_enc=[[3.0, 0.0], [9.0, 9.0], [0.0, 1.0], [9.0, 9.0]], b_enc=[1.0, 2.0, 3.0, 4.0])
+    rows = torch.tensor([[3.5, 4.0], [0.5, -2.0]])  # less b_dec: (3,4) and (0,-2)
+    dictionary.reseed(torch.tensor([1, 3]), rows, rows)
+    close(dictionary.W_dec, [[1, 0], [0.6, 0.8], [0.6, 0.8], [0, -1]])
+    # a fifth of the others' mean norm, (3 + 1) / 2: .4
+    close(dictionary.W_enc, [[3, 0], [0.24, 0.32], [0, 1], [0, -0.4]])
+    close(dictionary.b_enc, [1, 0, 3, 0])
+
+
+def test_reseeded_latents_fire_at_their_rows():
+    dictionary = relu(normalise="none")
+    rows = torch.tensor([[-4.0, 2.0], [0.5, -3.0]])
+    dictionary.reseed(torch.tensor([3, 1]), rows, rows)
+    f = dictionary.encode(rows).dense()
+    close(f[0, 3], 0.2 * (4.5**2 + 2**2) ** 0.5)
+    close(f[1, 1], 0.6)
+
+
+def test_reseeding_in_the_networks_units():
+    """Inputs scaled by 2: the row (1.75, 2) is (3.5, 4) to the dictionary."""
+    dictionary = relu()
+    dictionary.scaling.scale.fill_(2.0)
+    dictionary.reseed(torch.tensor([1]), torch.tensor([[1.75, 2.0]]), torch.tensor([[1.75, 2.0]]))
+    close(dictionary.W_dec[1], [0.6, 0.8])
+    close(dictionary.W_enc[1], [0.12, 0.16])
+
+
+def test_a_transcoders_latent_reads_the_input_and_writes_the_target():
+    dictionary = ReLUSAE(ReLUConfig(n_latents=4, normalise="none"), Shape((2,), (2,)))
+    checks.set_weights(dictionary, W_enc=checks.W, W_dec=checks.W, b_dec=[0.5, 0.0])
+    dictionary.reseed(torch.tensor([0]), torch.tensor([[0.0, 5.0]]), torch.tensor([[-2.5, 4.0]]))
+    close(dictionary.W_enc[0], [0, 0.2])  # its own direction, not less any bias
+    close(dictionary.W_dec[0], [-0.6, 0.8])  # (-3,4)
+
+
+def test_reseeding_of_all_latents():
+    """Without others to take a size from it is 1."""
+    dictionary = relu(normalise="none")
+    rows = torch.tensor([[1.5, 0.0]] * 4)
+    dictionary.reseed(torch.arange(4), rows, rows)
+    close(dictionary.W_enc, [[0.2, 0]] * 4)
+
+
+def test_reseeding_of_none():
+    dictionary = relu()
+    before = dictionary.W_enc.clone()
+    dictionary.reseed(torch.zeros(0, dtype=torch.long), torch.zeros(0, 2), torch.zeros(0, 2))
+    assert torch.equal(dictionary.W_enc, before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "choices", "first"),
+    [
+        (GatedSAE, GatedConfig(n_latents=4), {"r_mag": 0.0, "b_mag": 0.0}),
+        (JumpReLUSAE, JumpReLUConfig(n_latents=4), {"threshold": 0.001}),
+    ],
+)
+def test_reseeding_of_what_a_variant_adds(kind, choices, first):
+    """A latent that died of its threshold or its magnitude's bias would stay dead if these stayed."""
+    dictionary = kind(choices, Shape((2,)))
+    with torch.no_grad():
+        for p in dictionary.parameters():
+            p.fill_(2.0)
+    dictionary.reseed(torch.tensor([1]), torch.ones(1, 2), torch.ones(1, 2))
+    for name, value in first.items():
+        close(dictionary.get_parameter(name), [2.0, value, 2.0, 2.0])
+        assert name in dictionary.per_latent
+
+
+# --- gradients of every architecture, by finite differences ---
+
+PENALTY = {"sparsity_coef": 0.3, "sparsity_warmup": 0.0}
+PLAIN, OTHER, SITES = Shape((3,)), Shape((3,), (2,)), Shape((2, 1))
+FREE = ("W_enc", "b_enc", "W_dec", "b_dec")
+CASES: dict[str, tuple[type[Dictionary], object, Shape, tuple[str, ...]]] = {
+    "relu": (ReLUSAE, ReLUConfig(n_latents=6, **PENALTY), PLAIN, FREE),
+    "relu without pre-bias": (ReLUSAE, ReLUConfig(n_latents=6, pre_bias=False, **PENALTY), PLAIN, FREE),
+    "relu transcoder": (ReLUSAE, ReLUConfig(n_latents=6, skip=True, **PENALTY), OTHER, (*FREE, "W_skip")),
+    "topk": (TopKSAE, TopKConfig(n_latents=6, k=2, multi_coef=0.5), PLAIN, FREE),
+    "batchtopk": (BatchTopKSAE, BatchTopKConfig(n_latents=6, k=2), PLAIN, FREE),
+    "p_anneal": (PAnnealSAE, PAnnealConfig(n_latents=6, **PENALTY), PLAIN, FREE),
+    # the threshold's gradient is no derivative
+    "jumprelu": (JumpReLUSAE, JumpReLUConfig(n_latents=6, preact_coef=0.1, **PENALTY), PLAIN, FREE),
+    "jumprelu, tanh": (JumpReLUSAE, JumpReLUConfig(n_latents=6, penalty="tanh", **PENALTY), PLAIN, FREE),
+    # the decoder's is of one term only
+    "gated": (
+        GatedSAE,
+        GatedConfig(n_latents=6, pre_bias=False, **PENALTY),
+        PLAIN,
+        ("W_enc", "b_enc", "r_mag", "b_mag"),
+    ),
+    "crosscoder": (Crosscoder, CrosscoderConfig(n_latents=6, **PENALTY), SITES, FREE),
+    "crosscoder_batchtopk": (BatchTopKCrosscoder, CrosscoderBatchTopKConfig(n_latents=6, k=2), SITES, FREE),
+    "cross_layer_transcoder": (
+        CrossLayerTranscoder,
+        CrossLayerTranscoderConfig(n_latents=6, preact_coef=0.1, **PENALTY),
+        Shape((2, 3), (3, 2)),
+        ("W_enc.0", "W_enc.1", "b_enc", "W_dec.0", "W_dec.1", "b_dec"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradient_is_the_slope_of_the_loss(name):
+    cls, cfg, shape, names = CASES[name]
+    dictionary: Dictionary = cls(cfg, shape).double()
+    generator = torch.Generator().manual_seed(3)
+    checks.fill(dictionary, generator)
+    if name == "p_anneal":
+        dictionary.p.fill_(0.5)
+    x = torch.randn(4, shape.d_in, generator=generator, dtype=torch.float64)
+    target = x if shape.outputs is None else torch.randn(4, shape.d_out, generator=generator, dtype=torch.float64)
+
+    def loss() -> Tensor:
+        return total(dictionary(x, target, step(n_latents=6)))
+
+    loss().backward()
+    for which in names:
+        parameter = dictionary.get_parameter(which)
+        way = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        here, values = parameter.detach().clone(), []
+        for side in (1e-6, -1e-6):
+            checks.set_weights(dictionary, **{which: here + side * way})
+            values.append(loss().item())
+        checks.set_weights(dictionary, **{which: here})
+        slope = (values[0] - values[1]) / 2e-6
+        assert (parameter.grad * way).sum().item() == pytest.approx(slope, rel=1e-6, abs=1e-8), which
+
+
+# --- rows, and the steps of a run ---
+
+
+@pytest.mark.parametrize("name", ["relu", "jumprelu", "gated", "crosscoder", "batchtopk", "crosscoder_batchtopk"])
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=5)
+def test_for_use_a_rows_latents_do_not_depend_on_the_others(seed, name):
+    cls, cfg, shape, _ = CASES[name]
+    dictionary: SAE = cls(cfg, shape).double()
+    checks.fill(dictionary, torch.Generator().manual_seed(seed))
+    rows = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+    dictionary.after_step(dictionary(rows, rows, step(n_latents=6)))
+    dictionary.eval()
+    together = dictionary.encode(rows).dense()
+    alone = torch.cat([dictionary.encode(row[None]).dense() for row in rows])
+    torch.testing.assert_close(alone, together, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [(0.0, [1, 1, 1]), (0.1, [0.1, 0.6, 1]), (1.0, [0.01, 0.06, 0.8]), (0.001, [1, 1, 1])],
+)
+def test_warming(share, expected):
+    dead = torch.zeros(1, dtype=torch.bool)
+    assert [Step(i, 100, dead).warm(share) for i in (0, 5, 79)] == pytest.approx(expected)
