@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sae.files import publish
+from train.optim import Optimizer, Part
 
 
 @dataclass
@@ -23,37 +23,81 @@ class Progress:
     curve: list[dict[str, Any]] = field(default_factory=list)
 
 
-def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+def save(path: Path, model: nn.Module, optimizer: Optimizer, average: nn.Module | None, progress: Progress) -> None:
     """Publish a checkpoint; the former one stays until the new one is whole."""
     tensors = {f"model/{name}": value.detach() for name, value in model.state_dict().items()}
-    tensors |= optimizer_tensors(optimizer, "optimizer")
+    if average is not None:
+        tensors |= {f"average/{name}": value.detach() for name, value in average.state_dict().items()}
+    numbers: dict[str, int | float] = {}
+    for i, part in enumerate(optimizer.parts):
+        tensors |= optimizer_tensors(part, f"optimizer/{i}")
+        numbers |= optimizer_numbers(part, f"optimizer/{i}")
     tensors["silent_tokens"] = progress.silent_tokens
-    meta = {"step": str(progress.step), "curve": json.dumps(progress.curve)}
+    meta = {"step": progress.step, "curve": progress.curve, "optimizer": numbers}
+    meta = {name: json.dumps(value) for name, value in meta.items()}
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
     publish(path, lambda temporary: save_file(tensors, temporary, metadata=meta))
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put a checkpoint's state into `model` and `optimizer`."""
+def load(path: Path, model: nn.Module, optimizer: Optimizer, average: nn.Module | None = None) -> Progress:
+    """Put a checkpoint's state into `model`, `optimizer` and, if one is kept, the average of the weights."""
     with safe_open(path, framework="pt") as file:
-        meta = file.metadata()
+        meta = {name: json.loads(value) for name, value in file.metadata().items()}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    model.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
-    restore_optimizer(optimizer, tensors, "optimizer")
-    return Progress(int(meta["step"]), tensors["silent_tokens"], json.loads(meta["curve"]))
+    for prefix, module in (("model/", model), ("average/", average)):
+        if module is not None:
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    for i, part in enumerate(optimizer.parts):
+        restore_optimizer(part, tensors, f"optimizer/{i}", meta["optimizer"])
+    return Progress(meta["step"], tensors["silent_tokens"], meta["curve"])
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
-    """An optimiser's state as named tensors: `prefix/<parameter>/<slot>`."""
-    state = optimizer.state_dict()["state"]
-    return {f"{prefix}/{i}/{slot}": value for i, slots in state.items() for slot, value in slots.items()}
+def optimizer_tensors(optimizer: Part, prefix: str) -> dict[str, Tensor]:
+    """The tensors of an optimiser's state by name: `prefix/<parameter>/<slot>`."""
+    # the tables of 8-bit codes are shared by all parameters, which safetensors refuses to write
+    return {
+        name: value.clone() if "/qmap" in name else value
+        for name, value in _state(optimizer, prefix).items()
+        if isinstance(value, Tensor)
+    }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:
-    """Put back what `optimizer_tensors` gave under `prefix`; other tensors are left alone."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith(f"{prefix}/"):
-            i, slot = name.removeprefix(f"{prefix}/").split("/")
-            state.setdefault(int(i), {})[slot] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+def optimizer_numbers(optimizer: Part, prefix: str) -> dict[str, int | float]:
+    """All else that it counts: numbers of its state, likewise, and of its groups: `prefix/group/<group>/<key>`."""
+    groups = {
+        f"{prefix}/group/{i}/{key}": value
+        for i, group in enumerate(optimizer.param_groups)
+        for key, value in group.items()
+    }
+    every = {**_state(optimizer, prefix), **groups}
+    return {name: value for name, value in every.items() if isinstance(value, int | float)}
+
+
+def restore_optimizer(
+    optimizer: Part,
+    tensors: Mapping[str, Tensor],
+    prefix: str,
+    numbers: Mapping[str, int | float] | None = None,
+) -> None:
+    """Put back what `optimizer_tensors` and `optimizer_numbers` gave under `prefix`; others are left alone."""
+    state: dict[int, dict[str, Any]] = {}
+    groups = optimizer.state_dict()["param_groups"]
+    for name, value in {**tensors, **(numbers or {})}.items():
+        if not name.startswith(f"{prefix}/"):
+            continue
+        *place, slot = name.removeprefix(f"{prefix}/").split("/")
+        if place[0] == "group":
+            groups[int(place[1])][slot] = value
+        else:
+            state.setdefault(int(place[0]), {})[slot] = value
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _state(optimizer: Part, prefix: str) -> dict[str, Any]:
+    """An optimiser's state by name; its own `state_dict` may nest it."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return {
+        f"{prefix}/{i}/{slot}": value
+        for i, parameter in enumerate(parameters)
+        for slot, value in optimizer.state.get(parameter, {}).items()
+    }

@@ -1,6 +1,7 @@
 """What a dictionary loses: on held-out activations, and in the network when spliced back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -10,115 +11,125 @@ from torch.nn.functional import log_softmax
 
 from sae import sites
 from sae.dictionary import Dictionary
-from sae.metrics import Reconstruction, ce_recovered
+from sae.metrics import Moments, Reconstruction, ce_recovered, kl_divergence, kl_recovered
 from sae.model import Subject
-from sae.store import ActivationSplit
+from sae.store import Pairs, Places
 from sae.tokens import TokenSplit
 
 ROWS = 8192  # rows at a time
+CHANGES = ("spliced", "mean_ablated", "zero_ablated")
 MAX_LOGITS = 1 << 26  # logits of one batch: 256 MiB of float32, of which a few copies live at once
 
 
 @torch.no_grad()
 def reconstruct(
-    dictionary: Dictionary, rows: ActivationSplit, device: torch.device, limit: int | None = None
+    dictionary: Dictionary,
+    pairs: Pairs,
+    device: torch.device,
+    limit: int | None = None,
+    centre: Float[Tensor, " d_out"] | None = None,
 ) -> Reconstruction:
-    """Compare the first `limit` rows (all, if none) with their reconstructions, in evaluation mode."""
+    """Compare the first `limit` rows (all, if none) with their reconstructions, in evaluation mode.
+
+    Args:
+        centre: see `Reconstruction`.
+    """
     was_training = dictionary.training
     dictionary.eval()
-    figures = Reconstruction()
-    n_rows = rows.n_rows if limit is None else min(limit, rows.n_rows)
+    figures = Reconstruction(centre)
+    n_rows = pairs.n_rows if limit is None else min(limit, pairs.n_rows)
     for start in range(0, n_rows, ROWS):
-        x = rows.read(start, min(start + ROWS, n_rows)).to(device)
-        latents = dictionary.encode(x)
-        figures.update(x, dictionary.decode(latents), latents)
+        x, target = (part.to(device) for part in pairs.read(start, min(start + ROWS, n_rows)))
+        latents, recon = dictionary.reconstruct(x)
+        figures.update(target, recon, latents)
     dictionary.train(was_training)
     return figures
 
 
 @torch.no_grad()
-def pca_fvu(train: ActivationSplit, held_out: ActivationSplit, k: int, limit: int = 1 << 20) -> float:
-    """FVU on `held_out` of the k leading principal components of (at most `limit` rows of) `train`.
+def pca_fvu(train: Pairs, held_out: Pairs, k: int, limit: int = 1 << 20) -> float:
+    """FVU on `held_out` of the best linear map of rank k, fitted to (at most `limit` rows of) `train`.
 
-    The linear dictionary with as many active components a row: what a sparse one has to beat.
+    It is the linear dictionary with as many active components a row, which a sparse one has to beat:
+    the k leading principal components, or for a transcoder the reduced-rank regression of its target.
     """
-    d = train.d_in
-    n, total, gram = 0, torch.zeros(d, dtype=torch.float64), torch.zeros(d, d, dtype=torch.float64)
+    shift_x, shift_y = (part.double().mean(0) for part in train.read(0, min(ROWS, train.n_rows)))  # against cancelling
+    n, sums = 0, [torch.zeros((), dtype=torch.float64)] * 4
     for start in range(0, min(limit, train.n_rows), ROWS):
-        x = train.read(start, min(start + ROWS, train.n_rows)).double()
-        n, total, gram = n + len(x), total + x.sum(0), gram + x.T @ x
-    mean = total / n
-    components = torch.linalg.eigh(gram / n - mean.outer(mean)).eigenvectors[:, -min(k, d) :]
-    error, square, n, total = 0.0, 0.0, 0, torch.zeros(d, dtype=torch.float64)
+        x, y = train.read(start, min(start + ROWS, train.n_rows))
+        x, y = x.double() - shift_x, y.double() - shift_y
+        n, new = n + len(x), (x.sum(0), y.sum(0), x.T @ x, x.T @ y)
+        sums = [total + part for total, part in zip(sums, new, strict=True)]
+    mean_x, mean_y, cov_x, cov_xy = (total / n for total in sums)
+    cov_x, cov_xy = cov_x - mean_x.outer(mean_x), cov_xy - mean_x.outer(mean_y)
+    is_transcoder = train.places.outputs is not None
+    # of a transcoder the best linear map; of rows on themselves that is the identity
+    full = (
+        torch.linalg.lstsq(cov_x, cov_xy, driver="gelsd").solution if is_transcoder else torch.eye(len(cov_x)).double()
+    )
+    top = torch.linalg.eigh(full.T @ cov_x @ full).eigenvectors[:, -min(k, len(mean_y)) :]
+    error, moments = 0.0, Moments()
     for start in range(0, held_out.n_rows, ROWS):
-        x = held_out.read(start, min(start + ROWS, held_out.n_rows)).double()
-        centred = x - mean
-        error += (centred - centred @ components @ components.T).square().sum().item()
-        square, n, total = square + x.square().sum().item(), n + len(x), total + x.sum(0)
-    return error / (square - total.square().sum().item() / n)
+        x, y = (part.double() for part in held_out.read(start, min(start + ROWS, held_out.n_rows)))
+        predicted = shift_y + mean_y + (x - shift_x - mean_x) @ full @ top @ top.T
+        error += (y - predicted).square().sum().item()
+        moments.update(y)
+    return error / moments.variance
 
 
 @torch.no_grad()
 def splice(
     subject: Subject,
     dictionary: Dictionary,
-    site: str,
-    mean: Float[Tensor, " d_in"],
+    places: Places,
+    means: Mapping[str, Float[Tensor, " d"]],
     tokens: TokenSplit,
     skip: int,
     max_tokens: int,
     batch_tokens: int,
 ) -> Mapping[str, Any]:
-    """Next-token loss with the reconstruction in the site's place, against clean and ablated.
+    """Next-token loss with the reconstruction in the place of what is written, against clean and ablated.
 
-    Ablation by the site's mean is the strict one and gives `ce_recovered`; ablation by zero is
-    reported beside it. The first `skip` positions of a context are left as they are, as they were
-    in training. Losses are sums over the same tokens, in nats.
+    What the dictionary reads is taken from the clean run; of several sites all are replaced at once.
+    Ablation by the mean is the strict one and gives `ce_recovered`; ablation by zero is reported
+    beside it. The first `skip` positions of a context are left as they are, as they were in
+    training. Losses are sums over the same tokens, in nats.
     """
-    place = sites.resolve(subject.model, site)
-    mean = mean.to(subject.device)
-
-    def reconstruction(x: Tensor) -> Tensor:
-        with torch.autocast(subject.device.type, enabled=False):  # a dictionary is used as it was trained
-            return dictionary.decode(dictionary.encode(x.float()))
-
-    changes = {
-        "spliced": reconstruction,
-        "mean_ablated": mean.expand_as,
-        "zero_ablated": torch.zeros_like,
-    }
-    n, losses, kl = 0, dict.fromkeys(["clean", *changes], 0.0), dict.fromkeys(changes, 0.0)
+    read = [sites.resolve(subject.model, name) for name in places.inputs]
+    written = [sites.resolve(subject.model, name) for name in places.written]
+    mean = torch.cat([means[name] for name in places.written]).to(subject.device)
+    n, losses, kl = 0, dict.fromkeys(["clean", *CHANGES], 0.0), dict.fromkeys(CHANGES, 0.0)
     batch_tokens = min(batch_tokens, MAX_LOGITS // len(subject.tokenizer))
     for ids in _full_contexts(tokens, max_tokens, batch_tokens, subject.device):
-        with subject.autocast():
+        with subject.autocast(), sites.kept(subject.model, read) as found:
             clean = log_softmax(subject.model(input_ids=ids).logits[:, :-1].float(), dim=-1)
         losses["clean"] -= clean.gather(-1, ids[:, 1:, None]).double().sum().item()
         n += ids[:, 1:].numel()
-        for name, change in changes.items():
-            with subject.autocast(), sites.replaced(subject.model, place, _on_kept(change, skip)):
+        x = torch.cat([found[name].float() for name in places.inputs], dim=-1)[:, skip:].flatten(0, 1)
+        recon = dictionary.reconstruct(x)[1]
+        for name, new in zip(CHANGES, (recon, mean.expand_as(recon), torch.zeros_like(recon)), strict=True):
+            with subject.autocast(), ExitStack() as stack:
+                parts = new.view(len(ids), -1, new.shape[-1]).split([len(means[w]) for w in places.written], dim=-1)
+                for site, part in zip(written, parts, strict=True):
+                    stack.enter_context(sites.replaced(subject.model, site, _on_kept(part, skip)))
                 changed = log_softmax(subject.model(input_ids=ids).logits[:, :-1].float(), dim=-1)
             losses[name] -= changed.gather(-1, ids[:, 1:, None]).double().sum().item()
-            kl[name] += (clean.exp() * (clean - changed)).sum(-1).double().sum().item()
+            kl[name] += kl_divergence(clean, changed).sum().item()
     ce = {name: total / n for name, total in losses.items()}
     return {
         "ce": ce,
         "kl": kl["spliced"] / n,
         "kl_mean_ablated": kl["mean_ablated"] / n,
+        "kl_recovered": kl_recovered(kl["spliced"], kl["mean_ablated"]),
         "ce_recovered": ce_recovered(ce["clean"], ce["spliced"], ce["mean_ablated"]),
         "ce_recovered_zero": ce_recovered(ce["clean"], ce["spliced"], ce["zero_ablated"]),
         "tokens": n,
     }
 
 
-def _on_kept(change: Any, skip: int) -> Any:
-    """`change` on all but the first `skip` positions, which pass unchanged."""
-
-    def apply(x: Tensor) -> Tensor:
-        kept = x[:, skip:]
-        new = change(kept.flatten(0, 1)).view_as(kept).to(x.dtype)
-        return torch.cat([x[:, :skip], new], dim=1)
-
-    return apply
+def _on_kept(new: Float[Tensor, "batch kept d"], skip: int) -> Callable[[Tensor], Tensor]:
+    """Put `new` on all but the first `skip` positions, which pass unchanged."""
+    return lambda x: torch.cat([x[:, :skip], new.to(x.dtype)], dim=1)
 
 
 def _full_contexts(tokens: TokenSplit, max_tokens: int, batch_tokens: int, device: torch.device) -> list[Tensor]:

@@ -33,7 +33,7 @@ class Loader:
         self.n_windows = -(-self.n_runs // self.runs_per_window)
         self._window: _Window | None = None
 
-    def batch(self, step: int) -> Float[Tensor, "batch d_in"]:
+    def batch(self, step: int) -> Float[Tensor, "batch d"]:
         """Rows `step * batch ...` of the endless shuffled stream."""
         parts, at, needed = [], step * self.batch_rows, self.batch_rows
         while needed:

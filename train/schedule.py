@@ -1,9 +1,9 @@
 """The learning rate: its peak by the paper's rule, its course by two shares of the run."""
 
 
-def peak_lr(n_latents: int) -> float:
-    """`2e-4 / sqrt(n_latents / 2^14)` (Gao et al. 2024, Fig. 3)."""
-    return 2e-4 / (n_latents / 2**14) ** 0.5
+def peak_lr(n_latents: int, at_16k: float = 2e-4) -> float:
+    """`at_16k / sqrt(n_latents / 2^14)`; 2e-4 is Adam's (Gao et al. 2024, Fig. 3)."""
+    return at_16k / (n_latents / 2**14) ** 0.5
 
 
 def lr_scale(step: int, n_steps: int, warmup: float, decay: float) -> float:

@@ -8,9 +8,11 @@ from torch.nn.functional import cross_entropy
 
 from sae.architectures.configs import TopKConfig
 from sae.architectures.topk import TopKSAE
-from sae.dictionary import Dictionary, InputStats, Step
+from sae.dictionary import Dictionary, InputStats, Shape, Step
 from sae.latents import Latents
 from sae.model import Subject
+from sae.scaling import SiteStats
+from sae.store import Pairs, Places
 from train import evaluate
 
 
@@ -19,6 +21,7 @@ class Basis(Dictionary):
 
     def __init__(self, d: int, gain: float = 1.0, offset: Tensor | None = None) -> None:
         super().__init__()
+        self.shape = Shape((d,))
         self.gain, self.offset = gain, torch.zeros(d) if offset is None else offset
         self.saw_autocast: list[bool] = []
 
@@ -38,59 +41,62 @@ class Basis(Dictionary):
     def decode(self, latents: Latents) -> Tensor:
         return self.gain * latents.dense() + self.offset
 
-    def forward(self, x: Tensor, step: Step):
+    def forward(self, x: Tensor, target: Tensor, step: Step):
         raise NotImplementedError
 
 
 SITE = "mlp_out.1"
+AT = Places((SITE,))
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def rows(activation_store):
-    return activation_store.split(SITE, "test")
+def rows(activation_store) -> Pairs:
+    return activation_store.pairs(AT, "test")
 
 
 @pytest.fixture(scope="module")
 def mean(activation_store) -> Tensor:
-    return torch.tensor(activation_store.box.facts["sites"][SITE]["mean"])
+    return activation_store.mean(SITE)
 
 
 def splice(subject, dictionary, mean, tokens, skip=1, max_tokens=10_000):
-    return evaluate.splice(subject, dictionary, SITE, mean, tokens.split("test"), skip, max_tokens, 64)
+    return evaluate.splice(subject, dictionary, AT, {SITE: mean}, tokens.split("test"), skip, max_tokens, 64)
 
 
 # --- reconstruct ---
 
 
 def test_a_perfect_dictionary_has_no_error(rows):
-    figures = evaluate.reconstruct(Basis(16), rows, torch.device("cpu")).result()
+    figures = evaluate.reconstruct(Basis(16), rows, CPU).result()
     assert figures["fvu"] == 0
     assert figures["cosine"] == pytest.approx(1)
-    x = rows.read(0, rows.n_rows)
+    x, _ = rows.read(0, rows.n_rows)
     assert figures["l0"] == pytest.approx((x > 0).sum().item() / len(x))
 
 
 def test_figures_are_over_all_rows_however_they_are_read(rows, monkeypatch):
-    dictionary = TopKSAE(TopKConfig(n_latents=32, k=4), 16)
-    dictionary.initialise(InputStats(1.0, 1.0, torch.zeros(16)), torch.Generator().manual_seed(0))
-    whole = evaluate.reconstruct(dictionary, rows, torch.device("cpu")).result()
+    dictionary = TopKSAE(TopKConfig(n_latents=32, k=4), Shape((16,)))
+    x, _ = rows.read(0, rows.n_rows)
+    site = (SiteStats(16, mean_norm=4.0, mean_square=16.0),)
+    dictionary.initialise(InputStats(site, site, x, x), torch.Generator().manual_seed(0))
+    whole = evaluate.reconstruct(dictionary, rows, CPU).result()
     monkeypatch.setattr(evaluate, "ROWS", 7)
-    assert evaluate.reconstruct(dictionary, rows, torch.device("cpu")).result() == pytest.approx(whole, rel=1e-6)
-    x = rows.read(0, rows.n_rows)
+    assert evaluate.reconstruct(dictionary, rows, CPU).result() == pytest.approx(whole, rel=1e-6)
     recon = dictionary.decode(dictionary.encode(x)).detach().double()
     expected = (x.double() - recon).square().sum() / (x.double() - x.double().mean(0)).square().sum()
     assert whole["fvu"] == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_a_limit_means_the_first_rows(rows):
-    assert evaluate.reconstruct(Basis(16), rows, torch.device("cpu"), limit=10).moments.n_rows == 10
-    assert evaluate.reconstruct(Basis(16), rows, torch.device("cpu"), limit=10**9).moments.n_rows == rows.n_rows
+    assert evaluate.reconstruct(Basis(16), rows, CPU, limit=10).moments.n_rows == 10
+    assert evaluate.reconstruct(Basis(16), rows, CPU, limit=10**9).moments.n_rows == rows.n_rows
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_mode_is_left_as_it_was(rows, training):
     dictionary = Basis(16).train(training)
-    evaluate.reconstruct(dictionary, rows, torch.device("cpu"))
+    evaluate.reconstruct(dictionary, rows, CPU)
     assert dictionary.training == training
 
 
@@ -100,13 +106,27 @@ def test_the_mode_is_left_as_it_was(rows, training):
 @pytest.mark.parametrize("k", [1, 3, 16, 40])
 def test_pca_against_a_singular_value_decomposition(activation_store, rows, k, monkeypatch):
     monkeypatch.setattr(evaluate, "ROWS", 50)
-    train = activation_store.split(SITE, "train")
-    x, y = (s.read(0, s.n_rows).double().numpy() for s in (train, rows))
+    train = activation_store.pairs(AT, "train")
+    x, y = (pairs.read(0, pairs.n_rows)[0].double().numpy() for pairs in (train, rows))
     centre = x.mean(0)
     components = np.linalg.svd(x - centre, full_matrices=False)[2][:k]
     rest = (y - centre) - (y - centre) @ components.T @ components
     expected = (rest**2).sum() / ((y - y.mean(0)) ** 2).sum()
     assert evaluate.pca_fvu(train, rows, k) == pytest.approx(expected, rel=1e-8, abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 5, 16])
+def test_a_transcoders_linear_rival_against_reduced_rank_regression(activation_store, k, monkeypatch):
+    """Least squares on the rows themselves, then the best rank-k approximation of what is predicted for them."""
+    monkeypatch.setattr(evaluate, "ROWS", 50)
+    places = Places(("resid_post.0",), (SITE,))
+    train, held_out = (activation_store.pairs(places, split) for split in ("train", "test"))
+    (x, y), (x_new, y_new) = ([part.double().numpy() for part in p.read(0, p.n_rows)] for p in (train, held_out))
+    full = np.linalg.lstsq(x - x.mean(0), y - y.mean(0), rcond=None)[0]
+    top = np.linalg.svd((x - x.mean(0)) @ full, full_matrices=False)[2][:k]
+    rest = y_new - y.mean(0) - (x_new - x.mean(0)) @ full @ top.T @ top
+    expected = (rest**2).sum() / ((y_new - y_new.mean(0)) ** 2).sum()
+    assert evaluate.pca_fvu(train, held_out, k) == pytest.approx(expected, rel=1e-6)
 
 
 # --- splice ---
@@ -183,3 +203,63 @@ def test_the_dictionary_computes_in_float32_whatever_the_network_does(subject, t
     figures = splice(half, dictionary, mean, token_store, max_tokens=32)
     assert figures["ce"]["spliced"] == figures["ce"]["clean"]
     assert dictionary.saw_autocast == [False]
+
+
+# --- splice at other places ---
+
+BOTH = Places(("resid_post.0", SITE))
+
+
+def splice_at(places, subject, dictionary, store, tokens, **choice):
+    means = {site: store.mean(site) for site in places.written}
+    arguments = {"skip": 1, "max_tokens": 10_000, "batch_tokens": 64, **choice}
+    return evaluate.splice(subject, dictionary, places, means, tokens.split("test"), **arguments)
+
+
+def test_the_identity_on_two_sites_changes_nothing(subject, token_store, activation_store):
+    figures = splice_at(BOTH, subject, Basis(32), activation_store, token_store)
+    assert figures["ce"]["spliced"] == figures["ce"]["clean"], "bit for bit"
+    assert figures["ce_recovered"] == 1
+
+
+def test_the_means_of_two_sites_recover_nothing(subject, token_store, activation_store):
+    offset = torch.cat([activation_store.mean(site) for site in BOTH.inputs])
+    figures = splice_at(BOTH, subject, Basis(32, 0.0, offset), activation_store, token_store)
+    assert figures["ce"]["spliced"] == figures["ce"]["mean_ablated"]
+    assert figures["ce_recovered"] == 0
+
+
+def test_two_sites_are_read_in_the_clean_run_and_written_at_once(subject, token_store, activation_store, gpt2):
+    """Half of both. The MLP sees a halved stream, but what is written for it is half of its clean output."""
+    split = token_store.split("test")
+    n = len(split.tokens) // 16
+    ids = torch.from_numpy(split.tokens[: 16 * n].astype(np.int64)).view(n, 16)
+    block, mlp, seen = gpt2.transformer.h[0], gpt2.transformer.h[1].mlp, []
+    handle = mlp.register_forward_hook(lambda _module, _args, out: seen.append(out))
+    subject.model(input_ids=ids)
+    handle.remove()
+
+    def half(new, old):
+        return torch.cat([old[:, :1], new[:, 1:] / 2], dim=1)
+
+    handles = [
+        block.register_forward_hook(
+            lambda _module, _args, out: half(out, out) if torch.is_tensor(out) else (half(out[0], out[0]), *out[1:])
+        ),
+        mlp.register_forward_hook(lambda _module, _args, out: half(seen[0], out)),
+    ]
+    changed = subject.model(input_ids=ids).logits[:, :-1].double().log_softmax(-1)
+    for handle in handles:
+        handle.remove()
+    figures = splice_at(BOTH, subject, Basis(32, 0.5), activation_store, token_store)
+    loss = -changed.gather(-1, ids[:, 1:, None]).mean().item()
+    assert figures["ce"]["spliced"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_transcoder_writes_at_its_target(subject, token_store, activation_store, mean):
+    """One that writes the target's mean whatever it reads is the ablation by the mean."""
+    places = Places(("resid_post.0",), (SITE,))
+    figures = splice_at(places, subject, Basis(16, 0.0, mean), activation_store, token_store)
+    assert figures["ce"]["spliced"] == figures["ce"]["mean_ablated"]
+    plain = splice(subject, Basis(16, 0.0, mean), mean, token_store)
+    assert figures["ce"]["mean_ablated"] == plain["ce"]["mean_ablated"]

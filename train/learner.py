@@ -1,0 +1,201 @@
+"""One dictionary in training: its weights, its optimiser, and how far it has come.
+
+It knows nothing of the architecture: it asks for the terms of a loss, steps on their sum, counts
+which latents fired, and lets the dictionary do the rest.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from sae import architectures, hub
+from sae.architectures.configs import DictionaryConfig
+from sae.dictionary import SAE, Dictionary, Forward, InputStats, Shape, Step
+from sae.errors import ConfigError, DataError
+from sae.files import write_json
+from sae.stage import SCRATCH
+from sae.store import ActivationStore, Pairs, Places
+from train import checkpoint, optim, revive
+from train.checkpoint import Progress
+from train.config import TrainConfig
+from train.evaluate import reconstruct
+from train.schedule import lr_scale
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A dictionary that is to be learnt, alone or beside others."""
+
+    places: Places
+    sae: DictionaryConfig
+    train: TrainConfig
+    facts: Mapping[str, Any]
+    """What should travel with it (model, digest of the model)."""
+    out: Path
+
+
+class Learner:
+    """`step(rows)` until `n_steps` are done, then `finish()`.
+
+    Raises:
+        ConfigError: dead latents are to be resampled in a dictionary that cannot do it.
+    """
+
+    def __init__(self, member: Member, store: ActivationStore, n_steps: int, accelerator: Accelerator) -> None:
+        self.member, self.cfg, self.n_steps, self.accelerator = member, member.train, n_steps, accelerator
+        self.store = store
+        self.held_out = store.pairs(member.places, "select")
+        outputs = member.places.outputs
+        shape = Shape(
+            self.held_out.widths(member.places.inputs), None if outputs is None else self.held_out.widths(outputs)
+        )
+        name = architectures.name_of(member.sae)
+        self.dictionary = architectures.build(name, member.sae, shape)
+        if self.cfg.resample_tokens and not isinstance(self.dictionary, SAE):
+            raise ConfigError(
+                f"train.resample_tokens = {self.cfg.resample_tokens}: must be 0 with sae.type = {name}, whose latents "
+                "have no encoder row to start again from"
+            )
+        self.settings = optim.settings(self.cfg, member.sae)
+        self.state = member.out / f"checkpoint{SCRATCH}"
+
+    def start(self, pairs: Pairs, rows: Tensor, seed: int) -> None:
+        """Set the first weights from a sample of rows, or go on from a checkpoint.
+
+        Raises:
+            DataError: the activations do not vary.
+        """
+        self.pairs, self.seed = pairs, seed
+        x, target = pairs.pick(rows)
+        if not bool((target != target[0]).any()):
+            raise DataError("the activations do not vary: every row is the same; choose another site")
+        places = self.member.places
+        inputs = tuple(self.store.stats(site) for site in places.inputs)
+        outputs = tuple(self.store.stats(site) for site in places.written)
+        self.dictionary.initialise(InputStats(inputs, outputs, x, target), torch.Generator().manual_seed(seed))
+        self.dictionary.to(self.accelerator.device).train()
+        self.optimizer = optim.build(self.dictionary, self.cfg.optimizer, self.settings)
+        self.average = self._average() if self.cfg.ema else None
+        silent = torch.zeros(self.member.sae.n_latents, dtype=torch.long)
+        self.progress = Progress(0, silent)
+        if self.state.exists():
+            self.progress = checkpoint.load(self.state, self.dictionary, self.optimizer, self.average)
+            log.info("resuming at step %d", self.progress.step)
+        self.progress.silent_tokens = self.progress.silent_tokens.to(self.accelerator.device)
+        self.model = self.accelerator.prepare(self.dictionary)
+
+    def _average(self) -> AveragedModel:
+        return AveragedModel(self.dictionary, multi_avg_fn=get_ema_multi_avg_fn(self.cfg.ema))
+
+    @contextmanager
+    def used(self) -> Iterator[Dictionary]:
+        """The dictionary to be used; if weights are averaged their average, brought back to where the
+        architecture keeps its weights: the average of unit rows is shorter than 1."""
+        if self.average is not None:
+            result: Dictionary = deepcopy(self.average.module)  # type: ignore[assignment]
+            result.constrain()
+            yield result
+            return
+        with self.optimizer.averaged():
+            if self.optimizer.averaging is not None:
+                self.dictionary.constrain()
+            yield self.dictionary
+
+    @property
+    def dead(self) -> Tensor:
+        """Latents that have not fired for the dead window."""
+        return self.progress.silent_tokens >= dead_window(self.cfg)
+
+    def step(self, rows: Tensor) -> None:
+        """One optimiser step on the split's rows `rows`."""
+        self.optimizer.set_lr(
+            self.settings.lr * lr_scale(self.progress.step, self.n_steps, self.settings.warmup, self.settings.decay)
+        )
+        self._revive()
+        now = Step(self.progress.step, self.n_steps, self.dead)
+        self.terms: dict[str, Tensor] = {}
+        fired = torch.zeros_like(self.progress.silent_tokens)
+        *others, last = rows.chunk(self.cfg.accumulate)
+        for part in others:
+            self._learn(part, len(part) / len(rows), now, fired)
+        out = self._learn(last, len(last) / len(rows), now, fired)
+        self.dictionary.before_step()
+        if self.cfg.clip is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.cfg.clip)
+        self.optimizer.step()
+        self.dictionary.after_step(out)
+        if self.average is not None:
+            self.average.update_parameters(self.dictionary)
+        self.progress.step += 1
+        self.progress.silent_tokens += len(rows)
+        self.progress.silent_tokens[fired > 0] = 0
+
+    def _learn(self, rows: Tensor, share: float, now: Step, fired: Tensor) -> Forward:
+        """Add a part's gradients, terms and firing counts to those of its batch, of which it is a `share`."""
+        x, target = self.pairs.pick(rows)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.cfg.precision == "bfloat16"):
+            out = self.model(x, target, now)
+        terms = {name: share * term.float() for name, term in out.terms.items()}
+        self.accelerator.backward(torch.stack(list(terms.values())).sum())
+        self.terms = {name: self.terms.get(name, 0) + term.detach() for name, term in terms.items()}
+        fired += out.latents.firing_counts()
+        return out
+
+    def _revive(self) -> None:
+        """Resample dead latents where it is time to; they count as alive again."""
+        step, cfg = self.progress.step, self.cfg
+        if not isinstance(self.dictionary, SAE) or not revive.is_due(
+            step, self.n_steps, cfg.batch, cfg.resample_tokens
+        ):
+            return
+        now, average = Step(step, self.n_steps, self.dead), self.average.module if self.average else None
+        n_rows = min(cfg.init_rows, self.pairs.n_rows)
+        latents = revive.resample(self.dictionary, average, self.optimizer, self.pairs, now, n_rows, self.seed)
+        self.progress.silent_tokens[latents] = 0
+        log.info("step %d: %d of %d dead latents resampled", step, len(latents), int(now.dead.sum()))
+
+    def measure(self) -> dict[str, Any]:
+        """A point of the curve: held-out figures, and the loss terms of the last batch.
+
+        Raises:
+            DataError: a term is not finite.
+        """
+        if not all(torch.isfinite(term) for term in self.terms.values()):
+            raise DataError(f"the loss is not finite at step {self.progress.step}: lower train.lr, or set train.clip")
+        with self.used() as used:
+            figures = reconstruct(used, self.held_out, self.accelerator.device, self.cfg.evaluate_rows).result()
+        losses = {f"loss/{name}": term.item() for name, term in self.terms.items()}
+        step, tokens = self.progress.step, self.progress.step * self.cfg.batch
+        point = {"step": step, "tokens": tokens, "n_dead": int(self.dead.sum()), **figures, **losses}
+        self.progress.curve.append(point)
+        return point
+
+    def save(self) -> None:
+        """Publish a checkpoint."""
+        checkpoint.save(self.state, self.dictionary, self.optimizer, self.average, self.progress)
+
+    def finish(self) -> dict[str, Any]:
+        """Write the dictionary and its curve; returns the box's facts."""
+        places = self.member.places
+        sites = {"inputs": list(places.inputs), "outputs": places.outputs and list(places.outputs)}
+        with self.used() as used:
+            hub.save(used, {**self.member.facts, **sites}, self.member.out)
+        write_json(self.member.out / "curve.json", self.progress.curve)
+        last = self.progress.curve[-1]
+        return {"steps": self.progress.step, "lr": self.settings.lr, "n_dead": last["n_dead"], "fvu": last["fvu"]}
+
+
+def dead_window(cfg: TrainConfig) -> int:
+    """Rows without a firing after which a latent is dead."""
+    return cfg.dead_tokens or max(1, min(10_000_000, cfg.tokens // 10))
