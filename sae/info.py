@@ -11,7 +11,7 @@ def collect() -> dict[str, Any]:
     """The facts of `sae info`, as JSON values."""
     import torch
 
-    from sae import architectures, kernels
+    from sae import architectures, convert, kernels
     from sae.model import default_device, resolve_precision
 
     device = default_device()
@@ -24,6 +24,6 @@ def collect() -> dict[str, Any]:
         "devices": devices,
         "precision": [resolve_precision("auto", device)],
         "architectures": architectures.names(),
-        "formats": ["sae"],
+        "formats": convert.names(),
         "backends": kernels.backends(),
     }
