@@ -17,16 +17,20 @@ from sae.errors import ConfigError, SaeError
 
 if TYPE_CHECKING:
     from sae.run import Run
+    from sae.run_config import RunConfig
 
 EPILOG = """examples:
   sae run configs/embedded.yaml                        text to atlas, everything by default
   sae run configs/embedded.yaml sae.k=32 train.lr=3e-4 out=runs/k32
   sae train configs/embedded.yaml                      build up to the dictionary, no further
+  sae sweep configs/sweep.yaml                         many dictionaries from one pass: a table and a plot
   sae browse configs/embedded.yaml                     open the atlas of a finished run
   sae config configs/embedded.yaml                     every field, its value and what it means
+  sae convert their_folder --to sae --out ours         another package's dictionary, as ours
 
 A run lives in runs/<name of the config>/ unless out=DIR is given. A stage whose inputs have not
-changed is not run again; one that was killed goes on where it was."""
+changed is not run again; one that was killed goes on where it was. With member=NAME a command is
+about one dictionary of the sweep."""
 
 STAGES: dict[str, tuple[str, str]] = {
     "harvest": ("activations", "run the network over the text and keep activations"),
@@ -42,6 +46,13 @@ RUN_EXAMPLES = {
     "index": "sae index configs/embedded.yaml analysis.index.window=48",
     "label": "sae label configs/embedded.yaml",
 }
+
+CONVERT_EXAMPLES = """examples:
+  sae convert layer_5/width_16k/average_l0_7 --to sae --out gemma5 --set kind=res
+  sae convert trainer_3 --to sae --out ours --set apply_b_dec_to_input=false
+  sae convert runs/embedded/dictionary --to saelens --out for_saelens
+
+What a file leaves open is asked for by name, never guessed. Formats: sae info."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,6 +91,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands, "run", "build a whole run: text to atlas", _run, "sae run configs/embedded.yaml train.lr=3e-4")
     for name, (_, text) in STAGES.items():
         _add_run(commands, name, text, _stage_command(name), RUN_EXAMPLES[name])
+    _add_run(
+        commands,
+        "sweep",
+        "train the dictionaries of `sweep:` on one stream and compare them",
+        _sweep,
+        "sae sweep configs/sweep.yaml\n  sae sweep configs/embedded.yaml 'sweep=[{grid: {sae.k: [16, 32, 64]}}]'\n"
+        "  sae run configs/sweep.yaml member=k=32",
+    )
     browse = _add_run(commands, "browse", "open the atlas of a run", _browse, "sae browse configs/embedded.yaml")
     browse.add_argument("--no-open", action="store_true", help="print the page's path, open nothing")
     export = _add_run(
@@ -98,6 +117,21 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="versions, devices, architectures, formats, backends")
     info.add_argument("--json", action="store_true", help="as JSON")
     info.set_defaults(command=_info)
+    convert = commands.add_parser(
+        "convert",
+        help="read and write dictionaries of other packages",
+        description="Translate one dictionary from a format to another, as docs/interchange.md says.",
+        epilog=CONVERT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    convert.add_argument("source", type=Path, help="the folder of one dictionary, or the file with its weights")
+    convert.add_argument("--to", required=True, metavar="FORMAT", help="saelens, sparsify, ...; sae is our own")
+    convert.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
+    convert.add_argument("--from", dest="form", metavar="FORMAT", help="of the source; none means by its files")
+    convert.add_argument(
+        "--set", action="append", default=[], metavar="field=value", help="answer what the source leaves open"
+    )
+    convert.set_defaults(command=_convert)
     subject = commands.add_parser(
         "subject",
         help="train the embedded network itself from freely licensed text (hours)",
@@ -121,30 +155,52 @@ def _add_run(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", type=Path, help="the run's YAML file, such as configs/embedded.yaml")
-    parser.add_argument("assignments", nargs="*", metavar="section.field=value", help="override a field, or out=DIR")
+    parser.add_argument(
+        "assignments", nargs="*", metavar="section.field=value", help="override a field; out=DIR, member=NAME"
+    )
     parser.set_defaults(command=command)
     return parser
 
 
+def _option(arguments: argparse.Namespace, name: str) -> str | None:
+    """The last `name=value` among the overrides."""
+    values = [text.removeprefix(f"{name}=") for text in arguments.assignments if text.startswith(f"{name}=")]
+    return values[-1] if values else None
+
+
 def _out(arguments: argparse.Namespace) -> Path:
     """Where the run lives: `out=DIR` among the overrides, or runs/ and the config's name."""
-    outs = [text.removeprefix("out=") for text in arguments.assignments if text.startswith("out=")]
-    if outs and not outs[-1]:
+    out = _option(arguments, "out")
+    if out == "":
         raise ConfigError("out= : must name a folder, such as out=runs/wide")
-    return Path(outs[-1]) if outs else Path("runs") / arguments.config.stem
+    return Path(out) if out else Path("runs") / arguments.config.stem
+
+
+def _boxes(arguments: argparse.Namespace) -> Path:
+    """Where the boxes lie that the arguments are about: the run's, or those of one dictionary of its sweep."""
+    member = _option(arguments, "member")
+    return _out(arguments) if member is None else _out(arguments) / "sweep" / member
+
+
+def _cfg(arguments: argparse.Namespace) -> "RunConfig":
+    from sae.run_config import load_config
+
+    return load_config(arguments.config, [t for t in arguments.assignments if not t.startswith(("out=", "member="))])
 
 
 @contextmanager
 def _locked_run(arguments: argparse.Namespace) -> Iterator["Run"]:
     """The run that the arguments describe, held by this process."""
+    cfg, out, name = _cfg(arguments), _out(arguments), _option(arguments, "member")
+    if name is not None:
+        cfg.member(name)  # a wrong name is told before anything is imported or made
     from sae.run import Run
-    from sae.run_config import load_config
     from sae.stage import lock
+    from sae.sweep import member
 
-    overrides = [text for text in arguments.assignments if not text.startswith("out=")]
-    cfg, out = load_config(arguments.config, overrides), _out(arguments)
     with lock(out):
-        yield Run(cfg, out)
+        run = Run(cfg, out)
+        yield run if name is None else member(run, name)
 
 
 def _say(value: Any) -> None:
@@ -167,12 +223,29 @@ def _stage_command(name: str) -> Callable[[argparse.Namespace], None]:
     return command
 
 
+def _sweep(arguments: argparse.Namespace) -> None:
+    from sae.sweep import sweep
+
+    with _locked_run(arguments) as run:
+        rows = sweep(run)
+        columns = ("name", "type", "site", "n_latents", "l0", "fvu", "pca_fvu", "ce_recovered", "dead_fraction")
+        table = [columns, *([_cell(getattr(row, name)) for name in columns] for row in rows)]
+        widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+        for line in table:
+            _say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        _say(f"table: {run.out / 'sweep' / 'table.csv'}\nplot: {run.out / 'sweep' / 'pareto.png'}")
+
+
+def _cell(value: str | int | float) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _browse(arguments: argparse.Namespace) -> None:
     import webbrowser
 
     from sae.stage import open_box
 
-    page = open_box(_out(arguments) / "atlas").path / "index.html"
+    page = open_box(_boxes(arguments) / "atlas").path / "index.html"
     _say(f"atlas: {page}")
     # without a screen, `webbrowser` may start a text browser in the middle of a script
     has_screen = sys.platform in ("darwin", "win32") or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
@@ -185,7 +258,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
     from sae.stage import open_box, verify
 
-    boxes = {name: open_box(_out(arguments) / name) for name in ("index", "labels", "atlas")}
+    boxes = {name: open_box(_boxes(arguments) / name) for name in ("index", "labels", "atlas")}
     for box in boxes.values():
         verify(box)
     if arguments.to.suffix == ".csv":
@@ -199,10 +272,10 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _config(arguments: argparse.Namespace) -> None:
-    from sae.run_config import describe, load_config
+    from sae.run_config import describe
 
-    overrides = [text for text in arguments.assignments if not text.startswith("out=")]
-    _say(describe(load_config(arguments.config, overrides)))
+    cfg, name = _cfg(arguments), _option(arguments, "member")
+    _say(describe(cfg if name is None else cfg.member(name)))
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -215,6 +288,21 @@ def _info(arguments: argparse.Namespace) -> None:
     for name, value in facts.items():
         items = [f"{k} {v}" for k, v in value.items()] if isinstance(value, dict) else value
         _say(f"{name + ':':<15}{', '.join(items)}")
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from sae import convert
+
+    for name in (arguments.to, arguments.form):
+        if name is not None and name not in convert.names():
+            raise ConfigError(f"format {name!r} is unknown: must be one of {', '.join(convert.names())}")
+    for text in arguments.set:
+        if "=" not in text:
+            raise ConfigError(f"--set {text}: must be field=value, such as apply_b_dec_to_input=false")
+    answers = {name: value for name, _, value in (text.partition("=") for text in arguments.set)}
+    found = convert.read(arguments.source, answers, arguments.form)
+    convert.write(found.dictionary, found.facts, arguments.to, arguments.out)
+    _say(f"written: {arguments.out}")
 
 
 def _subject(arguments: argparse.Namespace) -> None:

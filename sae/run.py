@@ -12,7 +12,7 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from sae.config import to_json
 from sae.errors import ConfigError, DataError
 from sae.files import read_json, write_json
 from sae.run_config import RunConfig
-from sae.stage import Box, stage
+from sae.stage import Box, stages
 
 if TYPE_CHECKING:
     from analysis.splits import View
@@ -34,8 +34,8 @@ V = TypeVar("V", bound="View")
 VERSIONS = {
     "tokens": 1,
     "activations": 1,
-    "dictionary": 1,
-    "evaluation": 1,
+    "dictionary": 2,
+    "evaluation": 2,
     "codes": 1,
     "index": 1,
     "labels": 1,
@@ -43,6 +43,12 @@ VERSIONS = {
 }
 """The boxes of a run, in order, and the version of the code behind each: raised by hand when it gives other
 results from the same inputs, so that boxes made before are made again."""
+FIGURES = (
+    *("n_rows", "fvu", "pca_fvu", "explained_variance", "explained_variance_legacy", "normalised_mse"),
+    *("l0", "dead_fraction", "dense_fraction_1pct", "dense_fraction_10pct", "cosine", "l2_ratio", "relative_bias"),
+    *("ce", "ce_recovered", "ce_recovered_zero", "kl", "kl_recovered"),
+)
+"""What the summary tells of an evaluation."""
 
 
 @dataclass
@@ -51,36 +57,26 @@ class Run:
 
     cfg: RunConfig
     out: Path
+    base: "Run | None" = None
+    """The run whose network, tokens and activations this one takes, being of its sweep."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     def _stage(self, name: str, inputs: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]) -> Box:
-        """Build or skip a box; the time of a box that was built is kept beside it."""
-        started, built = time.monotonic(), []
-
-        def timed(path: Path) -> Mapping[str, Any]:
-            built.append(True)
-            return build(path)
-
-        box = stage(self.out / name, {**inputs, "version": VERSIONS[name]}, timed)
-        times = self.out / "seconds.json"
-        recorded = read_json(times) if times.exists() else {}
-        if built:
-            recorded[name] = round(time.monotonic() - started, 2)
-            write_json(times, recorded)
-        self.seconds[name] = recorded.get(name, 0.0)
-        return box
+        return _stages([self], name, [inputs], lambda paths: [build(paths[0])])[0]
 
     @cached_property
     def subject(self) -> "Subject":
         from sae.model import load
 
-        return load(self.cfg.model)
+        return load(self.cfg.model) if self.base is None else self.base.subject
 
     @cached_property
     def tokens(self) -> Box:
         from sae import model, text, tokens
         from sae.sites import resolve
 
+        if self.base is not None:
+            return self.base.tokens
         inputs = {
             "data": to_json(self.cfg.data),
             "text": text.source_digest(self.cfg.data),
@@ -115,6 +111,8 @@ class Run:
     def activations(self) -> Box:
         from sae.harvest import harvest
 
+        if self.base is not None:
+            return self.base.activations
         cfg, subject = self.cfg.harvest, self.subject
         inputs = {
             "tokens": self.tokens.digest,
@@ -130,25 +128,7 @@ class Run:
 
     @cached_property
     def dictionary(self) -> Box:
-        from sae.store import ActivationStore
-        from train.trainer import Data, fit
-
-        store, site, cfg = ActivationStore(self.activations), self.cfg.site, self.cfg
-        data = Data(store.split(site, "train"), store.split(site, "select"), self.activations.facts["sites"][site])
-        facts = {"site": site, "model": self.subject.name, "model_digest": self.subject.digest}
-        inputs = {
-            "activations": self.activations.digest,
-            "type": cfg.sae_type,
-            "sae": to_json(cfg.sae),
-            "train": {k: v for k, v in to_json(cfg.train).items() if k not in ("tracker", "checkpoint_seconds")},
-            "seed": cfg.seed,
-        }
-        logs = self.out / "logs"
-        return self._stage(
-            "dictionary",
-            inputs,
-            lambda out: fit(data, cfg.sae_type, cfg.sae, cfg.train, cfg.seed, facts, out, logs),
-        )
+        return dictionaries([self])[0]
 
     @cached_property
     def evaluation(self) -> Box:
@@ -161,28 +141,30 @@ class Run:
         import torch
 
         from sae import hub
+        from sae.metrics import density_histogram
         from sae.store import ActivationStore
         from train import evaluate
 
-        store, site = ActivationStore(self.activations), self.cfg.site
+        store, places = ActivationStore(self.activations), self.cfg.places
         dictionary = hub.load(self.dictionary.path).to(self.subject.device)
-        test, train = store.split(site, "test"), store.split(site, "train")
-        figures: dict[str, Any] = evaluate.reconstruct(dictionary, test, self.subject.device).result()
-        figures["pca_fvu"] = evaluate.pca_fvu(
-            train, test, to_json(self.cfg.sae).get("k") or max(1, round(figures["l0"]))
-        )
-        mean = torch.tensor(self.activations.facts["sites"][site]["mean"])
+        test, train = store.pairs(places, "test"), store.pairs(places, "train")
+        means = {site: store.mean(site) for site in places.written}
+        centre = torch.cat(list(means.values()))
+        result = evaluate.reconstruct(dictionary, test, self.subject.device, centre=centre)
+        figures: dict[str, Any] = result.result()
+        figures["pca_fvu"] = evaluate.pca_fvu(train, test, max(1, round(figures["l0"])))
         figures |= evaluate.splice(
             self.subject,
             dictionary,
-            site,
-            mean,
+            places,
+            means,
             self.token_store.split("test"),
             store.skip_positions,
             self.cfg.analysis.index.evaluation_tokens,
             self.cfg.harvest.batch_tokens,
         )
-        write_json(out / "evaluation.json", figures)
+        density = density_histogram(result.counts, result.moments.n_rows)._asdict()
+        write_json(out / "evaluation.json", {**figures, "density": density})
         return figures
 
     @cached_property
@@ -201,7 +183,7 @@ class Run:
                 hub.load(self.dictionary.path).to(self.subject.device),
                 n_latents,
                 store,
-                self.cfg.site,
+                self.cfg.places,
                 self.token_store,
                 cfg,
                 out,
@@ -215,7 +197,9 @@ class Run:
         from sae import hub
         from sae.sites import resolve, writes_residual
 
-        cfg, codes, site = self.cfg.analysis.index, self.codes, resolve(self.subject.model, self.cfg.site)
+        cfg, codes = self.cfg.analysis.index, self.codes
+        written = [resolve(self.subject.model, site) for site in self.cfg.places.written]
+        is_residual = len(written) == 1 and writes_residual(self.subject.model, written[0])
         upstream = ("tokens", "label_tokens", "evaluation_tokens")
         inputs = {"codes": codes.digest, "index": {k: v for k, v in to_json(cfg).items() if k not in upstream}}
         return self._stage(
@@ -224,7 +208,7 @@ class Run:
             lambda out: index.build(
                 open_codes(codes, "train"),
                 hub.load(self.dictionary.path).directions.detach(),
-                self.subject.model if writes_residual(self.subject.model, site) else None,
+                self.subject.model if is_residual else None,
                 self.token_store.split("train"),
                 codes.facts["n_rows"]["train"],
                 codes.facts["skip_positions"],
@@ -271,7 +255,7 @@ class Run:
 
         atlas = AtlasInput(
             model=self.cfg.model.name,
-            site=self.cfg.site,
+            site=", ".join(self.cfg.places.written),
             architecture=self.cfg.sae_type,
             k=to_json(self.cfg.sae).get("k"),
             n_tokens=self.index.facts["n_tokens"],
@@ -294,8 +278,7 @@ class Run:
     def figures(self) -> dict[str, Any]:
         """The figures of the run that do not depend on the machine's speed."""
         evaluation, labels = self.evaluation.facts, self.labels.facts
-        figures = {name: evaluation[name] for name in ("fvu", "pca_fvu", "l0", "dead_fraction", "cosine")}
-        figures |= {name: evaluation[name] for name in ("ce", "ce_recovered", "ce_recovered_zero", "kl")}
+        figures = {name: evaluation[name] for name in FIGURES}
         return figures | dict(labels)
 
     def finish(self) -> dict[str, Any]:
@@ -308,3 +291,56 @@ class Run:
         summary = {**self.figures(), "seconds": self.seconds, "peak_memory_bytes": max(peak, former)}
         write_json(path, summary)
         return summary
+
+
+def dictionaries(runs: Sequence[Run]) -> list[Box]:
+    """The dictionaries of runs that share their activations, learnt from one stream of batches."""
+    from sae.store import ActivationStore
+    from train.learner import Member
+    from train.trainer import fit
+
+    first = runs[0]
+    facts = {"model": first.subject.name, "model_digest": first.subject.digest}
+    members = {
+        run.out / "dictionary": Member(run.cfg.places, run.cfg.sae, run.cfg.train, facts, run.out / "dictionary")
+        for run in runs
+    }
+    inputs = [
+        {
+            "activations": run.activations.digest,
+            "type": run.cfg.sae_type,
+            "sae": to_json(run.cfg.sae),
+            "train": {k: v for k, v in to_json(run.cfg.train).items() if k not in ("tracker", "checkpoint_seconds")},
+            "seed": run.cfg.seed,
+        }
+        for run in runs
+    ]
+    store, logs = ActivationStore(first.activations), (first.base or first).out / "logs"
+    return _stages(
+        runs, "dictionary", inputs, lambda paths: fit([members[path] for path in paths], store, first.cfg.seed, logs)
+    )
+
+
+def _stages(
+    runs: Sequence[Run],
+    name: str,
+    inputs: Sequence[Mapping[str, Any]],
+    build: Callable[[Sequence[Path]], Sequence[Mapping[str, Any]]],
+) -> list[Box]:
+    """Build or skip a box of each run; the time of those that were built is kept beside them."""
+    started, built = time.monotonic(), []
+
+    def timed(paths: Sequence[Path]) -> Sequence[Mapping[str, Any]]:
+        built.extend(paths)
+        return build(paths)
+
+    versioned = [{**each, "version": VERSIONS[name]} for each in inputs]
+    boxes = stages({run.out / name: each for run, each in zip(runs, versioned, strict=True)}, timed)
+    for run in runs:
+        times = run.out / "seconds.json"
+        recorded = read_json(times) if times.exists() else {}
+        if run.out / name in built:
+            recorded[name] = round(time.monotonic() - started, 2)
+            write_json(times, recorded)
+        run.seconds[name] = recorded.get(name, 0.0)
+    return boxes

@@ -23,7 +23,7 @@ def test_help_teaches_with_examples_and_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code + heavy], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert "sae run configs/embedded.yaml sae.k=32 train.lr=3e-4 out=runs/k32" in done.stdout
-    for command in ("run", "harvest", "train", "index", "label", "eval", "browse", "export", "info", "config"):
+    for command in ("run", "harvest", "train", "index", "label", "eval", "browse", "export", "info", "config", "sweep"):
         assert f"    {command} " in done.stdout
 
 
@@ -34,6 +34,30 @@ def test_user_errors_exit_with_2_and_one_line() -> None:
     done = sae("train", "configs/nowhere.yaml")
     assert done.returncode == 2
     assert done.stderr == "sae: configs/nowhere.yaml: no such configuration file\n"
+
+
+def test_mistakes_about_a_sweep_are_told_before_any_work(tmp_path: Path) -> None:
+    out = f"out={tmp_path / 'run'}"
+    refused = {
+        ("sweep", "configs/smoke.yaml"): "sweep: must list the dictionaries, such as [{sae.k: 16}, {sae.k: 32}]",
+        ("sweep", "configs/smoke.yaml", "sweep=[{}, {sae.k: 2}]"): (
+            "configs/smoke.yaml: sweep[0]: changes nothing; give it a name, or leave it out"
+        ),
+        ("run", "configs/sweep.yaml", "member=k=9"): (
+            "member = 'k=9': no such dictionary in the sweep; did you mean k=8 or k=64 or k=32?"
+        ),
+    }
+    for arguments, message in refused.items():
+        done = sae(*arguments, out)
+        assert (done.returncode, done.stderr) == (2, f"sae: {message}\n")
+    assert not (tmp_path / "run" / "tokens").exists()
+
+
+def test_config_prints_one_dictionary_of_a_sweep() -> None:
+    said = sae("config", "configs/sweep.yaml", "member=batchtopk,k=16").stdout
+    assert "  type: batchtopk\n" in said
+    assert "\n  k: 16\n" in said
+    assert said.endswith("\nsweep: []\n")
 
 
 def test_info_lists_what_scripts_rely_on() -> None:

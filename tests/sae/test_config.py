@@ -14,6 +14,7 @@ from sae.architectures.configs import TopKConfig, configs
 from sae.config import DataConfig, HarvestConfig, ModelConfig, field_help, load_yaml, override, parse, to_json
 from sae.errors import ConfigError
 from sae.run_config import describe, load_config
+from sae.store import Places
 from train.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +48,7 @@ def test_yaml_and_assignments_make_one_configuration(write):
     )
     assert (cfg.data.context, cfg.sae.n_latents, cfg.sae.k, cfg.train.lr, cfg.seed) == (32, 64, 8, 3e-4, 3)
     assert cfg.sae_type == "topk"
-    assert cfg.site == "mlp_out.1"
+    assert cfg.places == Places(("mlp_out.1",))
     assert cfg.harvest.sites == ("mlp_out.0", "mlp_out.1"), "lists become tuples"
 
 
@@ -56,7 +57,7 @@ def test_what_is_not_said_has_its_default(write):
     assert cfg.sae == TopKConfig()
     assert cfg.train == TrainConfig()
     assert cfg.analysis == AnalysisConfig()
-    assert cfg.site == "mlp_out.0"
+    assert cfg.places == Places(("mlp_out.0",))
 
 
 def test_a_section_may_be_empty_and_still_be_overridden(write):
@@ -82,9 +83,9 @@ def test_assignments_leave_the_values_they_are_put_into_alone():
     assert values == {"sae": {"k": 4}}
 
 
-@pytest.mark.parametrize("name", ["embedded", "gpt2-small", "smoke"])
-def test_the_configurations_that_are_shipped_are_valid(name):
-    assert load_config(ROOT / "configs" / f"{name}.yaml").sae_type == "topk"
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_configurations_that_are_shipped_are_valid(path):
+    assert load_config(path).sae_type == "topk"
 
 
 def test_description_holds_every_field_and_reads_back_as_the_same_run(write, tmp_path):
@@ -122,10 +123,11 @@ def test_every_field_has_help(cls):
 
 
 def test_field_help_gives_name_type_default_and_text():
-    assert field_help(TopKConfig)[1] == ("k", "Positive", 32, "Latents kept in each row.")
-    name, kind, default, text = field_help(TopKConfig)[2]
-    assert (name, kind, default) == ("auxk", "Natural | None", None)
-    assert text == "Dead latents that reconstruct the residual; none means d_in / 2, 0 turns AuxK off."
+    by_name = {row[0]: row for row in field_help(TopKConfig)}
+    assert by_name["k"] == ("k", "Positive", 32, "Latents kept in each row.")
+    _, kind, default, text = by_name["auxk"]
+    assert (kind, default) == ("Natural | None", None)
+    assert text == "Dead latents that reconstruct the residual; none means d / 2, 0 turns AuxK off."
 
 
 # --- what is refused ---
@@ -143,7 +145,10 @@ REFUSALS = [
     ("sae: {k: 2.5}", "sae.k = 2.5: must be a valid integer"),
     ("sae: {k: many}", "sae.k = 'many': must be a valid integer"),
     ("sae: {type: topq}", "sae.type 'topq' is unknown: did you mean topk? (a plug-in is named under `plugins`)"),
-    ("sae: {type: [topk]}", "sae.type = ['topk']: must be the name of an architecture: topk"),
+    (
+        "sae: {type: [topk]}",
+        f"sae.type = ['topk']: must be the name of an architecture: {', '.join(configs.names())}",
+    ),
     ("sae: 5", "sae = 5: must be a mapping of fields to values"),
     ("train: [1]", "train = [1]: must be a mapping of fields to values"),
     ("train: {lr: -1}", "train.lr = -1: must be greater than 0"),
@@ -161,6 +166,11 @@ REFUSALS = [
         "train.site: must name one of the harvested sites: mlp_out.0, mlp_out.1",
     ),
     ("train: {site: mlp_in.0}", "train.site = 'mlp_in.0': must be one of harvest.sites: mlp_out.0"),
+    (
+        "harvest: {sites: [mlp_out.0, mlp_out.1]}\ntrain: {site: [mlp_out.0, mlp_out.2]}",
+        "train.site = 'mlp_out.2': must be one of harvest.sites: mlp_out.0, mlp_out.1",
+    ),
+    ("train: {target: mlp_out.1}", "train.target = 'mlp_out.1': must be one of harvest.sites: mlp_out.0"),
     (
         "data: {context: 4}\nharvest: {skip_positions: 4}",
         "harvest.skip_positions = 4: must be less than data.context = 4",
@@ -253,8 +263,13 @@ print("code", code, "heavy", heavy)
         (["run", "configs/smoke.yaml", "sae.k=9000"], 2),
         (["train", "no-such.yaml"], 2),
         (["label", "configs/smoke.yaml", "sae.type=topq"], 2),
+        (["sweep", "configs/smoke.yaml", "sweep=[{sae.k: 9000}]"], 2),
+        (["run", "configs/sweep.yaml", "member=k=9"], 2),
     ],
-    ids=["help", "run help", "config", "impossible value", "no file", "no such architecture"],
+    ids=[
+        *("help", "run help", "config", "impossible value", "no file", "no such architecture"),
+        *("impossible sweep", "no such member"),
+    ],
 )
 def test_help_and_mistakes_import_no_heavy_library(argv, code):
     script = WITHOUT_TORCH.format(argv=argv)
