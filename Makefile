@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := pyproject.toml constraints.txt
 
-.PHONY: atlas test lint bench clean
+.PHONY: atlas test lint bench peers clean
 
 atlas: $(VENV)/installed  ## text to a browsable atlas of labelled features, on the embedded model
 	$(BIN)/sae run configs/embedded.yaml
@@ -24,8 +24,10 @@ bench: $(VENV)/installed  ## every benchmark, and the tables in docs/ and README
 	$(BIN)/python -m benchmarks.atlas
 	$(BIN)/python -m benchmarks.report
 
+peers: .peers/saelens/installed .peers/dictionary_learning/installed  ## what `benchmarks.ground_truth` compares with
+
 clean:  ## everything that was made here
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) .peers runs build *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -37,4 +39,9 @@ $(VENV)/installed: $(VENV)/bin/python $(REQUIREMENTS)
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+.peers/%/installed: benchmarks/peers/%.txt
+	$(PYTHON) -m venv .peers/$*
+	.peers/$*/bin/python -m pip install --quiet --requirement $<
 	touch $@

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks import architecture_table, ground_truth, ground_truth_tables
 from sae.files import write_text
 from sae.run import VERSIONS
 
@@ -17,7 +18,8 @@ RESULTS = ROOT / "docs" / "results"
 
 def main() -> None:
     parts = ["# Benchmarks\n", _ABOUT]
-    for name, section in (("atlas", _atlas_section), ("harvest", _harvest_section)):
+    sections = (("atlas", _atlas_section), ("harvest", _harvest_section), ("ground_truth", _ground_truth_section))
+    for name, section in sections:
         path = RESULTS / f"{name}.json"
         if path.exists():
             result = json.loads(path.read_text())
@@ -26,6 +28,7 @@ def main() -> None:
     atlas = RESULTS / "atlas.json"
     if atlas.exists():
         _fill(ROOT / "README.md", "atlas", quality_table(json.loads(atlas.read_text())["figures"]))
+    _fill(ROOT / "docs" / "architectures.md", "architectures", _architectures())
 
 
 def quality_table(figures: dict[str, Any]) -> str:
@@ -72,6 +75,16 @@ def _harvest_section(figures: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
+def _ground_truth_section(figures: dict[str, Any]) -> str:
+    return ground_truth_tables.section(ground_truth.plan_of(figures), figures["runs"])
+
+
+def _architectures() -> str:
+    """The table of docs/architectures.md, from whatever has been measured."""
+    paths = [RESULTS / f"{name}.json" for name in ("ground_truth", "architectures")]
+    return architecture_table.table(*(json.loads(p.read_text())["figures"] if p.exists() else None for p in paths))
+
+
 def _origin(result: dict[str, Any]) -> str:
     hardware = result["hardware"]
     return (
@@ -88,8 +101,9 @@ def _fill(path: Path, name: str, content: str) -> None:
     write_text(path, pattern.sub(lambda match: match[1] + content + "\n" + match[2], text))
 
 
-_ABOUT = """Every table here is made by `make bench` from `docs/results/*.json`, none is typed. Absolute speeds depend
-on the machine and on what else it does; ratios are of alternating rounds in one run.
+_ABOUT = """Every table here is made from `docs/results/*.json` by `python -m benchmarks.report`, none is typed; under
+each stands the command that measured it. Absolute speeds depend on the machine and on what else it does; ratios are of
+alternating rounds in one run.
 """
 
 if __name__ == "__main__":

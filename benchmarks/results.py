@@ -14,9 +14,9 @@ from sae.files import write_json
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
 
-def save(name: str, figures: dict[str, Any]) -> Path:
-    """Write `docs/results/<name>.json`."""
-    path = RESULTS / f"{name}.json"
+def save(name: str, figures: dict[str, Any], path: Path | None = None) -> Path:
+    """Write `docs/results/<name>.json`, or `path`."""
+    path = path or RESULTS / f"{name}.json"
     command = f"python -m benchmarks.{name} " + " ".join(sys.argv[1:])
     date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     write_json(path, {"command": command.strip(), "hardware": hardware(), "date": date, "figures": figures})

@@ -1,0 +1,286 @@
+"""Every architecture against the same architecture in SAELens and dictionary_learning, on known features.
+
+python -m benchmarks.ground_truth [--minutes 120] [--smoke]
+
+The world is SynthSAEBench-16k: 16,384 features in 768 dimensions, dictionaries of 4,096 latents. All
+see the same batches in the same order, have Adam with the same peak learning rate and a linear decay
+over the last 20 % of the steps; everything else is the framework's own default (`benchmarks/peers/`).
+Each is compared at the same L0 on test rows: a knob (k, or a penalty's coefficient) is searched on
+seed 0 until it is met, and then kept for the other seeds. Every try is recorded.
+
+Runs are kept in `docs/results/ground_truth.json` as they come, each with what it was told, so that the
+matrix can be run over many sittings: a run that is there is not repeated, a changed default is.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from benchmarks import results
+from benchmarks.knobs import Knob, Try, nearest
+from benchmarks.peers import dictionary_learning, sae_atlas, saelens
+from benchmarks.peers.exchange import Job
+from benchmarks.world import FULL, SMOKE, Scale, judge, prepare
+from sae.architectures.configs import MatryoshkaConfig
+from sae.files import read_json
+
+Run = Mapping[str, Any]
+"""What it was told (`told`), the `target` it was tried for, `figures`, and `facts` of its process."""
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "runs" / "ground_truth"
+MAX_TRIES = 6  # of a knob for one L0
+OURS = "sae-atlas"
+ADAPTERS = {OURS: sae_atlas, "SAELens": saelens, "dictionary_learning": dictionary_learning}
+PYTHONS = {
+    OURS: Path(sys.executable),
+    "SAELens": ROOT / ".peers" / "saelens" / "bin" / "python",
+    "dictionary_learning": ROOT / ".peers" / "dictionary_learning" / "bin" / "python",
+}
+FAMILIES: Mapping[str, Mapping[str, str]] = {
+    "relu": {OURS: "relu", "dictionary_learning": "standard"},
+    "relu_april": {OURS: "relu_april", "SAELens": "standard", "dictionary_learning": "standard_april"},
+    "topk": {OURS: "topk", "SAELens": "topk", "dictionary_learning": "topk"},
+    "batchtopk": {OURS: "batchtopk", "SAELens": "batchtopk", "dictionary_learning": "batch_topk"},
+    "matryoshka": {OURS: "matryoshka", "SAELens": "matryoshka_batchtopk", "dictionary_learning": "matryoshka"},
+    "jumprelu": {OURS: "jumprelu", "SAELens": "jumprelu", "dictionary_learning": "jumprelu"},
+    "gated": {OURS: "gated", "SAELens": "gated", "dictionary_learning": "gated"},
+    "p_anneal": {OURS: "p_anneal", "dictionary_learning": "p_anneal"},
+    "matching_pursuit": {OURS: "matching_pursuit", "SAELens": "matching_pursuit"},
+    "jumprelu_tanh": {OURS: "jumprelu_tanh"},
+    "switch": {OURS: "switch"},
+}
+"""The same architecture by each framework's name for it."""
+FIRST_COEFFICIENTS: Mapping[tuple[str, str], float] = {
+    (OURS, "relu"): 5.0,
+    (OURS, "relu_april"): 5.0,
+    (OURS, "jumprelu"): 4e-3,
+    (OURS, "jumprelu_tanh"): 5.0,
+    (OURS, "gated"): 4.0,
+    (OURS, "p_anneal"): 4.0,
+    ("SAELens", "standard"): 5.0,
+    ("SAELens", "jumprelu"): 1.0,
+    ("SAELens", "gated"): 4.0,
+    ("dictionary_learning", "standard"): 0.2,
+    ("dictionary_learning", "standard_april"): 0.2,
+    ("dictionary_learning", "gated"): 0.15,
+    ("dictionary_learning", "p_anneal"): 0.1,
+}
+"""Where the search of a penalty's coefficient begins: guesses, which cost a try where they are bad."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The matrix that is asked for."""
+
+    scale: Scale
+    targets: tuple[float, ...]
+    tolerance: float
+    """Distance from a target at which an L0 is taken to meet it."""
+    seeds: int
+    lr: float
+    frameworks: tuple[str, ...] = tuple(ADAPTERS)
+    families: tuple[str, ...] = tuple(FAMILIES)
+
+    def settings(self, framework: str, architecture: str, knob: float) -> dict[str, Any]:
+        """What a framework is told of an architecture."""
+        return _settings(framework, architecture, knob, self.scale.n_latents, self.scale.steps)
+
+    def knob(self, framework: str, architecture: str, target: float) -> Knob:
+        """How an architecture's L0 is set; k itself, or the target that it is given, begins at the target."""
+        name = ADAPTERS[framework].KNOBS[architecture]
+        if name in ("k", "max_iterations", "target_l0"):
+            return Knob(target, is_rising=True, is_whole=name != "target_l0")
+        return Knob(FIRST_COEFFICIENTS[framework, architecture], is_rising=False)
+
+
+@cache
+def _settings(framework: str, architecture: str, knob: float, n_latents: int, steps: int) -> dict[str, Any]:
+    prefixes = MatryoshkaConfig(n_latents=n_latents).prefixes
+    if framework == OURS:
+        return sae_atlas.settings(architecture, knob, n_latents)
+    if framework == "SAELens":
+        return saelens.settings(architecture, knob, prefixes)
+    return dictionary_learning.settings(architecture, knob, prefixes, steps)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place of the matrix."""
+
+    target: float
+    seed: int
+    family: str
+    framework: str
+
+    @property
+    def architecture(self) -> str:
+        return FAMILIES[self.family][self.framework]
+
+
+def cells(plan: Plan) -> Iterator[Cell]:
+    """The matrix in the order in which it is run: frameworks alternate, so that a part of it is balanced."""
+    for seed in range(plan.seeds):
+        for target in plan.targets:
+            for family in plan.families:
+                for framework in plan.frameworks:
+                    if framework in FAMILIES[family]:
+                        yield Cell(target, seed, family, framework)
+
+
+def next_run(plan: Plan, runs: Sequence[Run], failed: Collection[tuple[str, str]] = ()) -> dict[str, Any] | None:
+    """What is to be run next, given what has been run and what cannot be; None if there is nothing."""
+    for cell in cells(plan):
+        if (cell.framework, cell.architecture) in failed:
+            continue
+        knob = next_knob(plan, cell, runs) if cell.seed == 0 else chosen_knob(plan, cell, runs)
+        if knob is not None and (cell.seed == 0 or find(plan, cell, runs) is None):
+            return {**told(plan, cell, knob), "target": cell.target}
+    return None
+
+
+def told(plan: Plan, cell: Cell, knob: float) -> dict[str, Any]:
+    """What a run is told: two that are told the same are the same run."""
+    return {
+        "framework": cell.framework,
+        "architecture": cell.architecture,
+        "knob": knob,
+        "seed": cell.seed,
+        "lr": plan.lr,
+        "scale": plan.scale.digest,
+        "settings": plan.settings(cell.framework, cell.architecture, knob),
+    }
+
+
+def kept(plan: Plan, cell: Cell, runs: Sequence[Run]) -> list[Run]:
+    """The runs of a cell's framework, architecture and seed, with any knob, for any target."""
+    names = {"framework": cell.framework, "architecture": cell.architecture, "seed": cell.seed}
+    own = [run for run in runs if run.items() >= names.items()]
+    return [run for run in own if all(run[key] == value for key, value in told(plan, cell, run["knob"]).items())]
+
+
+def next_knob(plan: Plan, cell: Cell, runs: Sequence[Run]) -> float | None:
+    """The knob to try next on seed 0; None if the target is met, or enough has been tried."""
+    own = kept(plan, cell, runs)
+    points = [Try(run["knob"], run["figures"]["l0"]) for run in own]
+    is_met = bool(points) and abs(nearest(points, cell.target).l0 - cell.target) <= plan.tolerance
+    if is_met or sum(run["target"] == cell.target for run in own) >= MAX_TRIES:
+        return None
+    return plan.knob(cell.framework, cell.architecture, cell.target).next(points, cell.target)
+
+
+def chosen_knob(plan: Plan, cell: Cell, runs: Sequence[Run]) -> float | None:
+    """The knob whose L0 on seed 0 is nearest to the cell's target; None if seed 0 has not been run."""
+    own = kept(plan, replace(cell, seed=0), runs)
+    points = [Try(run["knob"], run["figures"]["l0"]) for run in own]
+    return nearest(points, cell.target).knob if points else None
+
+
+def find(plan: Plan, cell: Cell, runs: Sequence[Run]) -> Run | None:
+    """The run that fills a cell, if it is there."""
+    knob = chosen_knob(plan, cell, runs)
+    return next((run for run in kept(plan, cell, runs) if run["knob"] == knob), None)
+
+
+def execute(plan: Plan, run: Run, folder: Path) -> dict[str, Any]:
+    """Train one dictionary in its framework's process, and judge it.
+
+    Raises:
+        CalledProcessError: the framework failed; what it said has been shown.
+    """
+    prepare(plan.scale, run["seed"], folder)
+    out = folder / f"{run['framework']}-{run['architecture']}-{run['knob']:g}-{run['seed']}"
+    out.mkdir(parents=True, exist_ok=True)
+    job = Job(
+        architecture=run["architecture"],
+        settings=run["settings"],
+        seed=run["seed"],
+        d_in=plan.scale.world.d_in,
+        n_latents=plan.scale.n_latents,
+        batch=plan.scale.batch,
+        steps=plan.scale.steps,
+        lr=plan.lr,
+        data=str(folder / f"data-{run['seed']}"),
+        order=str(folder / f"order-{run['seed']}.safetensors"),
+        test=str(folder / "test.safetensors"),
+        out=str(out),
+    )
+    job.write(out / "job.json")
+    module = ADAPTERS[run["framework"]].__name__
+    command = [str(PYTHONS[run["framework"]]), "-m", module, str(out / "job.json")]
+    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "WANDB_MODE": "disabled"})
+    facts = read_json(out / "facts.json")
+    figures = judge(out / "found.safetensors", facts.pop("squared_error"), folder)
+    shutil.rmtree(out)
+    return {**run, "figures": figures, "facts": {**facts, **results.hardware()}}
+
+
+def _plan_facts(plan: Plan) -> dict[str, Any]:
+    choices = {"targets": list(plan.targets), "tolerance": plan.tolerance, "seeds": plan.seeds, "lr": plan.lr}
+    return {**choices, "tokens": plan.scale.tokens}
+
+
+def plan_of(figures: Mapping[str, Any]) -> Plan:
+    """The plan of the last sitting, of all frameworks and architectures."""
+    facts = dict(figures["plan"])
+    scale = replace(FULL, tokens=facts.pop("tokens"))
+    return Plan(scale, targets=tuple(facts.pop("targets")), **facts)
+
+
+def main() -> None:
+    plan, minutes, folder, path = _arguments()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    figures: dict[str, Any] = read_json(path)["figures"] if path.exists() else {"runs": []}
+    figures["plan"] = _plan_facts(plan)
+    started, failed = time.monotonic(), set()
+    while (run := next_run(plan, figures["runs"], failed)) and time.monotonic() - started < 60 * minutes:
+        try:
+            figures["runs"].append(execute(plan, run, folder))
+        except subprocess.CalledProcessError:
+            logging.exception("%s %s is left out of this sitting", run["framework"], run["architecture"])
+            failed.add((run["framework"], run["architecture"]))
+            continue
+        results.save("ground_truth", figures, path)
+        _log(figures["runs"][-1])
+    if failed:
+        sys.exit(f"failed: {sorted(failed)}")
+
+
+def _log(run: Run) -> None:
+    found = {name: run["figures"][name] for name in ("l0", "mcc", "f1", "uniqueness", "explained_variance")}
+    name = f"{run['framework']} {run['architecture']}, target {run['target']:g}, seed {run['seed']}"
+    logging.info("%s, knob %.4g: %s", name, run["knob"], json.dumps(found))
+
+
+def _arguments() -> tuple[Plan, float, Path, Path]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so many minutes")
+    parser.add_argument("--tokens", type=int, help="rows that each dictionary is trained on")
+    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of all")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--targets", type=float, nargs="+", default=[20.0, 25.0], help="values of L0")
+    parser.add_argument("--frameworks", nargs="+", choices=list(ADAPTERS), default=list(ADAPTERS))
+    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
+    parser.add_argument("--smoke", action="store_true", help="all of it in minutes, on 64 features; nothing to report")
+    given = parser.parse_args()
+    choices = {"lr": given.lr, "frameworks": tuple(given.frameworks), "families": tuple(given.families)}
+    if given.smoke:
+        plan = Plan(SMOKE, targets=(2.0,), tolerance=0.15, seeds=1, **choices)
+        folder = FOLDER / SMOKE.digest
+        return plan, given.minutes, folder, folder / "smoke.json"
+    scale = FULL if given.tokens is None else replace(FULL, tokens=given.tokens)
+    plan = Plan(scale, targets=tuple(given.targets), tolerance=1.0, seeds=given.seeds, **choices)
+    return plan, given.minutes, FOLDER / scale.digest, results.RESULTS / "ground_truth.json"
+
+
+if __name__ == "__main__":
+    main()

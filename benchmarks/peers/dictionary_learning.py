@@ -1,0 +1,121 @@
+"""dictionary_learning (`dictionary-learning` on PyPI): its trainers in its `trainSAE`, its loader for the test rows.
+
+Its defaults are for runs of 100,000 steps and more: penalties warm up over 2,000, p falls from step
+15,000 (to 0, which divides by 0). So it is used as in its authors' demonstration, on which its
+released dictionaries rest (github.com/adamkarvonen/dictionary_learning_demo, commit 5556329): inputs of
+mean squared norm 1, learning rates that warm up over 10 steps and penalties over 50, p from 1 to 0.2
+with the penalty `Lp^p`. What remains is its default, among it: AuxK after 10 million silent rows. Two
+counts of steps are cut to fit the run: p begins to fall after a tenth of it (the demonstration:
+10,000 of 122,070 steps), and thresholds for use are averaged from its middle on, if that is before step 1,000.
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.peers.exchange import Batches, Codes, Found, Job, main
+
+KNOBS = {
+    "standard": "l1_penalty",
+    "standard_april": "l1_penalty",
+    "topk": "k",
+    "batch_topk": "k",
+    "matryoshka": "k",
+    "jumprelu": "target_l0",
+    "gated": "l1_penalty",
+    "p_anneal": "initial_sparsity_penalty",
+}
+"""What sets the L0 of each architecture."""
+WARMUP_STEPS, PENALTY_WARMUP_STEPS = 10, 50
+
+
+def settings(architecture: str, knob: float, prefixes: Sequence[int], steps: int) -> dict[str, Any]:
+    """The arguments of its trainer that we set."""
+    chosen: dict[str, Any] = {
+        KNOBS[architecture]: knob,
+        "warmup_steps": WARMUP_STEPS,
+        "decay_start": steps - steps // 5,
+    }
+    if architecture in ("topk", "batch_topk", "matryoshka"):
+        chosen["threshold_start_step"] = min(1000, steps // 2)
+    else:
+        chosen["sparsity_warmup_steps"] = PENALTY_WARMUP_STEPS
+    if architecture == "matryoshka":
+        widths = [end - start for start, end in zip((0, *prefixes), prefixes, strict=False)]
+        chosen["group_fractions"] = [width / prefixes[-1] for width in widths]
+    if architecture == "p_anneal":
+        chosen |= {"anneal_start": steps // 10, "p_end": 0.2, "sparsity_function": "Lp^p"}
+    return chosen
+
+
+def train(job: Job) -> Found:
+    from dictionary_learning.training import trainSAE  # pyright: ignore[reportMissingImports]
+    from dictionary_learning.utils import load_dictionary  # pyright: ignore[reportMissingImports]
+
+    config = {
+        **job.settings,
+        "trainer": _trainer(job.architecture),
+        "steps": job.steps,
+        "activation_dim": job.d_in,
+        "dict_size": job.n_latents,
+        "lr": job.lr,
+        "seed": job.seed,
+        "device": "cpu",
+        "layer": 0,
+        "lm_name": "synthetic",
+        "submodule_name": "synthetic",
+    }
+    folder = Path(job.out) / "dictionary_learning"
+    trainSAE(
+        data=Batches(job),
+        trainer_configs=[config],
+        steps=job.steps,
+        save_dir=str(folder),
+        normalize_activations=True,
+        device="cpu",
+    )
+    used, _ = load_dictionary(str(folder / "trainer_0"), "cpu")
+    decoder, bias = _decoder(used)
+    return Found(lambda x: Codes.of(used.encode(x)), used, decoder, bias)
+
+
+def _trainer(architecture: str) -> type:
+    from dictionary_learning.trainers import (  # pyright: ignore[reportMissingImports]
+        batch_top_k,
+        gdm,
+        jumprelu,
+        matryoshka_batch_top_k,
+        p_anneal,
+        standard,
+        top_k,
+    )
+
+    return {
+        "standard": standard.StandardTrainer,
+        "standard_april": standard.StandardTrainerAprilUpdate,
+        "topk": top_k.TopKTrainer,
+        "batch_topk": batch_top_k.BatchTopKTrainer,
+        "matryoshka": matryoshka_batch_top_k.MatryoshkaBatchTopKTrainer,
+        "jumprelu": jumprelu.JumpReluTrainer,
+        "gated": gdm.GatedSAETrainer,
+        "p_anneal": p_anneal.PAnnealTrainer,
+    }[architecture]
+
+
+def _decoder(used: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each latent writes, a row each, and the bias: three classes, three names."""
+    names = dict(used.named_parameters())
+    directions = names["W_dec"] if "W_dec" in names else names["decoder.weight"].T
+    bias = next(names[name] for name in ("b_dec", "bias", "decoder_bias") if name in names)
+    return directions, bias
+
+
+def versions() -> Mapping[str, str]:
+    return {"dictionary-learning": version("dictionary-learning"), "torch": torch.__version__}
+
+
+if __name__ == "__main__":
+    main(train, versions)

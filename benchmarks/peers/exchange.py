@@ -1,0 +1,122 @@
+"""What goes into a framework's process, and what comes out of it. Free of the project: torch and safetensors only.
+
+In: a job (JSON), rows of activations in shards, and the order in which to read them. Out: the
+latents of the test rows as they are in use, and what each latent writes (`found.safetensors`).
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+TEST_ROWS = 2048  # rows that are encoded together
+
+
+@dataclass(frozen=True)
+class Job:
+    """One dictionary to train."""
+
+    architecture: str
+    """By the framework's own name."""
+    settings: Mapping[str, Any]
+    """What the framework is told of it, beside what follows."""
+    seed: int
+    d_in: int
+    n_latents: int
+    batch: int
+    steps: int
+    lr: float
+    """Peak learning rate; it falls linearly to 0 over the last 20 % of the steps."""
+    data: str
+    """Folder of the training rows, an activations box."""
+    order: str
+    """File with the row of each position of the stream."""
+    test: str
+    """File with the test rows."""
+    out: str
+    """Folder for what is found."""
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def read(cls, path: Path) -> "Job":
+        return cls(**json.loads(path.read_text()))
+
+
+class Codes(NamedTuple):
+    """Latents of some rows in CSR form: row r has the next `counts[r]` entries."""
+
+    values: Tensor
+    indices: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, dense: Tensor) -> "Codes":
+        """The positive entries of dense latents."""
+        fired = dense > 0
+        return cls(dense[fired], fired.nonzero()[:, 1].int(), fired.sum(1))
+
+
+@dataclass(frozen=True)
+class Found:
+    """A trained dictionary, in the data's units: `x_hat = f @ directions + bias`."""
+
+    encode: Callable[[Tensor], Codes]
+    """As in use, not as in training."""
+    reconstruct: Callable[[Tensor], Tensor]
+    """By the framework's own path, so that its error can be compared with that of `encode` and `directions`."""
+    directions: Tensor
+    bias: Tensor
+
+
+class Batches:
+    """The training rows as float32 batches; every iteration starts again at the first."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.order = load_file(job.order)["order"].long()
+        shards = sorted(Path(job.data).rglob("train-*.safetensors"))
+        self.rows = torch.cat([load_file(path)["acts"] for path in shards])
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for step in range(self.job.steps):
+            yield self.rows[self.order[step * self.job.batch : (step + 1) * self.job.batch]].float()
+
+
+def main(train: Callable[[Job], Found], versions: Callable[[], Mapping[str, str]]) -> None:
+    """The process of a framework: `python -m benchmarks.peers.<framework> job.json`."""
+    job = Job.read(Path(sys.argv[1]))
+    torch.manual_seed(job.seed)
+    started = time.perf_counter()
+    found = train(job)
+    seconds = time.perf_counter() - started
+    with torch.no_grad():
+        squared_error = _hand_over(job, found)
+    facts = {"seconds": round(seconds, 1), "squared_error": squared_error, "versions": dict(versions())}
+    Path(job.out, "facts.json").write_text(json.dumps(facts, indent=1))
+
+
+def _hand_over(job: Job, found: Found) -> float:
+    """Write the latents of the test rows; returns the squared error of the framework's own reconstructions."""
+    parts, squared_error = [], 0.0
+    with safe_open(job.test, framework="pt") as file:
+        acts = file.get_slice("acts")
+        for start in range(0, acts.get_shape()[0], TEST_ROWS):
+            x = acts[start : start + TEST_ROWS].float()
+            parts.append(found.encode(x))
+            squared_error += (x - found.reconstruct(x)).double().square().sum().item()
+    values, indices, counts = (torch.cat(column) for column in zip(*parts, strict=True))
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    tensors = {"values": values, "indices": indices, "offsets": offsets}
+    tensors |= {"directions": found.directions.detach(), "bias": found.bias.detach()}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, Path(job.out, "found.safetensors"))
+    return squared_error

@@ -1,0 +1,84 @@
+"""Ours, as `sae train` does it; everything that is not named in `settings` is the architecture's default."""
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.peers.exchange import Codes, Found, Job, main
+from sae import hub
+from sae.architectures.configs import configs
+from sae.config import parse, to_json
+from sae.latents import Latents
+from sae.stage import open_box
+from sae.store import ActivationStore, Places
+from train.config import TrainConfig
+from train.learner import Member
+from train.trainer import fit
+
+SITE = "synthetic"
+KNOBS = {
+    "relu": "sparsity_coef",
+    "relu_april": "sparsity_coef",
+    "topk": "k",
+    "batchtopk": "k",
+    "matryoshka": "k",
+    "jumprelu": "sparsity_coef",
+    "jumprelu_tanh": "sparsity_coef",
+    "gated": "sparsity_coef",
+    "p_anneal": "sparsity_coef",
+    "switch": "k",
+    "matching_pursuit": "k",
+}
+"""What sets the L0 of each architecture."""
+
+
+def settings(architecture: str, knob: float, n_latents: int) -> dict[str, Any]:
+    """All of its configuration, so that a changed default is seen."""
+    chosen = {KNOBS[architecture]: knob, "n_latents": n_latents}
+    if architecture == "switch" and n_latents < 256:  # an expert of fewer than 16 latents is none
+        chosen["n_experts"] = n_latents // 16
+    return to_json(parse(configs.get(architecture), chosen, "sae"))
+
+
+def train_config(job: Job) -> TrainConfig:
+    """`sae train`'s, but for what all frameworks share, and without evaluations on the way."""
+    return TrainConfig(
+        tokens=job.steps * job.batch, batch=job.batch, lr=job.lr, decay=0.2, evaluate_every=0, tracker="none"
+    )
+
+
+def train(job: Job) -> Found:
+    sae = parse(configs.get(job.architecture), job.settings, "sae")
+    out = Path(job.out) / "dictionary"
+    out.mkdir(parents=True, exist_ok=True)
+    store = ActivationStore(open_box(Path(job.data)))
+    fit([Member(Places((SITE,)), sae, train_config(job), {}, out)], store, job.seed, Path(job.out) / "logs")
+    used = hub.load(out).eval()
+    with torch.no_grad():
+        directions, bias = _in_units_of_the_data(used)
+    return Found(lambda x: _codes(used.encode(x)), lambda x: used.reconstruct(x)[1], directions, bias)
+
+
+def _in_units_of_the_data(used: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a latent of 1 adds to the output, and the output without any."""
+    return used.scaling.leave(used.directions), used.scaling.leave(used.b_dec[None])[0]
+
+
+def _codes(latents: Latents) -> Codes:
+    fired = latents.fired()
+    return Codes(fired.values, fired.indices.int(), fired.offsets.diff())
+
+
+def versions() -> Mapping[str, str]:
+    try:
+        own = version("sae-atlas")
+    except PackageNotFoundError:
+        own = "of this checkout"
+    return {"sae-atlas": own, "torch": torch.__version__}
+
+
+if __name__ == "__main__":
+    main(train, versions)
