@@ -66,7 +66,6 @@ FREE = {"n_latents": 64, "decoder": "free"}  # rows that are not brought back to
         (TopKConfig(**FREE, k=K), X),
         (TopKConfig(**FREE, k=K, multi_coef=0.125), X),
         (ReLUConfig(**FREE), X),
-        (PAnnealConfig(**FREE), X),
         (JumpReLUConfig(**FREE, bandwidth=0.1), X),
         (JumpReLUTanhConfig(**FREE), X),
         (GatedConfig(**FREE), X),
