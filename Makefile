@@ -44,4 +44,6 @@ $(VENV)/installed-dev: $(VENV)/installed
 .peers/%/installed: benchmarks/peers/%.txt
 	$(PYTHON) -m venv .peers/$*
 	.peers/$*/bin/python -m pip install --quiet --requirement $<
+	# nnsight names it, nothing here uses it, and beside a CPU build of torch it breaks the import of transformers
+	.peers/$*/bin/python -m pip uninstall --quiet --yes torchvision
 	touch $@

@@ -79,7 +79,8 @@ CASES = (
 
 def main(tokens: int, n_latents: int) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    run = Run(load_config(ROOT / "configs" / "embedded.yaml", [f"harvest.sites=[{','.join(SITES)}]"]), FOLDER)
+    assignments = [f"harvest.sites=[{','.join(SITES)}]", f"train.site={SITES[0]}"]
+    run = Run(load_config(ROOT / "configs" / "embedded.yaml", assignments), FOLDER)
     train = TrainConfig(tokens=tokens, lr=1e-3, evaluate_every=0, tracker="none")
     store = ActivationStore(run.activations)
     tries: dict[Case, list[Try]] = {case: [] for case in CASES}

@@ -32,7 +32,7 @@ from benchmarks.peers import dictionary_learning, sae_atlas, saelens
 from benchmarks.peers.exchange import Job
 from benchmarks.world import FULL, SMOKE, Scale, judge, prepare
 from sae.architectures.configs import MatryoshkaConfig
-from sae.files import read_json
+from sae.files import digest_json, read_json
 
 Run = Mapping[str, Any]
 """What it was told (`told`), the `target` it was tried for, `figures`, and `facts` of its process."""
@@ -61,21 +61,22 @@ FAMILIES: Mapping[str, Mapping[str, str]] = {
 }
 """The same architecture by each framework's name for it."""
 FIRST_COEFFICIENTS: Mapping[tuple[str, str], float] = {
-    (OURS, "relu"): 5.0,
+    (OURS, "relu"): 3.5,
     (OURS, "relu_april"): 5.0,
-    (OURS, "jumprelu"): 4e-3,
+    (OURS, "jumprelu"): 2e-3,
     (OURS, "jumprelu_tanh"): 5.0,
-    (OURS, "gated"): 4.0,
-    (OURS, "p_anneal"): 4.0,
-    ("SAELens", "standard"): 5.0,
-    ("SAELens", "jumprelu"): 1.0,
-    ("SAELens", "gated"): 4.0,
-    ("dictionary_learning", "standard"): 0.2,
-    ("dictionary_learning", "standard_april"): 0.2,
+    (OURS, "gated"): 4.5,
+    (OURS, "p_anneal"): 1.6,
+    ("SAELens", "standard"): 4.0,
+    ("SAELens", "jumprelu"): 4.0,
+    ("SAELens", "gated"): 5.5,
+    ("dictionary_learning", "standard"): 0.1,
+    ("dictionary_learning", "standard_april"): 0.12,
     ("dictionary_learning", "gated"): 0.15,
-    ("dictionary_learning", "p_anneal"): 0.1,
+    ("dictionary_learning", "p_anneal"): 0.05,
 }
-"""Where the search of a penalty's coefficient begins: guesses, which cost a try where they are bad."""
+"""Where the search of a penalty's coefficient begins: guesses from a smaller world, which cost a try where they are
+bad."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def execute(plan: Plan, run: Run, folder: Path) -> dict[str, Any]:
         CalledProcessError: the framework failed; what it said has been shown.
     """
     prepare(plan.scale, run["seed"], folder)
-    out = folder / f"{run['framework']}-{run['architecture']}-{run['knob']:g}-{run['seed']}"
+    out = folder / f"{run['framework']}-{run['architecture']}-{digest_json(run)[:8]}"  # a resume must find its own
     out.mkdir(parents=True, exist_ok=True)
     job = Job(
         architecture=run["architecture"],

@@ -29,16 +29,16 @@ class Knob:
     is_whole: bool = False
 
     def next(self, tries: Sequence[Try], target: float) -> float | None:
-        """The value to try after `tries`; None if L0 follows no more, or a whole number would be tried again.
+        """The value to try after `tries`; None if L0 follows no more, or a value would be tried again.
 
         L0 is taken for a power of the knob. Between two neighbouring tries on both sides of the target it
         is interpolated; on one side only, it is extrapolated from the two nearest, or from one with a
         slope of 1, by a factor of 8 at most.
         """
         value = self._next(tries, target) if tries else self.first
-        if value is None or not self.is_whole:
-            return value and float(f"{value:.4g}")
-        value = max(1, round(value))
+        if value is None:
+            return None
+        value = max(1, round(value)) if self.is_whole else float(f"{value:.4g}")
         return None if any(tried.knob == value for tried in tries) else value
 
     def _next(self, tries: Sequence[Try], target: float) -> float | None:

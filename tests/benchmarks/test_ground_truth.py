@@ -8,11 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks import architecture_table
 from benchmarks.ground_truth import ADAPTERS, FAMILIES, MAX_TRIES, OURS, Cell, Plan, cells, find, next_run
 from benchmarks.ground_truth_tables import Mean, compare, section
 from benchmarks.peers import sae_atlas
 from benchmarks.peers.exchange import Batches, Codes, Job
 from benchmarks.world import FULL, Scale, judge, prepare
+from sae.architectures import names
 from sae.stage import open_box
 from sae.store import ActivationStore
 from train.config import TrainConfig
@@ -79,9 +81,9 @@ def test_what_has_been_run_is_not_run_again_and_what_has_changed_is():
 def test_a_target_that_cannot_be_met_ends():
     plan, runs = replace(PLAN, families=("relu",), frameworks=(OURS,), targets=(20.0,)), []
     while (run := next_run(plan, runs)) is not None:
-        runs.append(pretend(run, l0=40.0 + len(runs)))
+        runs.append(pretend(run, l0=400 * run["knob"] ** -0.15))
     assert [run["seed"] for run in runs] == [0] * MAX_TRIES + [1]
-    assert runs[-1]["knob"] == runs[0]["knob"], "the nearest of them is kept"
+    assert runs[-1]["knob"] == runs[-2]["knob"], "the nearest of them is kept"
 
 
 def test_what_fails_is_left_out():
@@ -210,10 +212,23 @@ def test_the_section_says_everything():
     assert "| topk | SAELens | 19.8 | **0.250 ± 0.000** | **0.550 ± 0.050** |" in text
     assert "| matryoshka | *published* | *25* | *0.879* | *0.793* | *0.999* | *0.779* |  |" in text
     assert "than a standard error of the difference in 0, within one in 60" in text
-    assert "- SAELens gated: 2.4 → 25.0, 3 → 20.0, 4 → 15.0" in text
+    assert "- SAELens gated: 2.4 → 25.0, 3 → 20.0, 5.5 → 10.9" in text
 
 
 def test_a_part_of_the_matrix_can_be_shown():
     one = next(iter(cells(PLAN)))
     assert one == Cell(20.0, 0, "relu", OURS)
     assert section(PLAN, []).count("### L0") == 2
+
+
+def test_every_architecture_has_a_row_that_says_whose_it_is():
+    lines = architecture_table.table(None, None).splitlines()[2:]
+    assert len(lines) == len(names()) + 1  # a transcoder is any of them
+    assert all(line.endswith("| – | – | – | – | – |") for line in lines)
+    topk = "| `topk` | TopK with AuxK (Gao et al. 2024, arXiv:2406.04093) | [topk.py](../sae/architectures/topk.py) |"
+    assert next(line for line in lines if "`topk` |" in line).startswith(topk)
+    measured = {"cases": {"topk": {"fvu": 0.1444, "ce_recovered": 0.9, "l0": 23.96}}}
+    figures = {"runs": complete(PLAN), "plan": {"targets": [20.0, 25.0], "tolerance": 1.0, "seeds": 2, "lr": 1e-3}}
+    figures["plan"]["tokens"] = FULL.tokens
+    row = next(line for line in architecture_table.table(figures, measured).splitlines() if "| `topk` |" in line)
+    assert row == f"{topk} 0.250 ± 0.000 | 0.550 ± 0.050 | 0.144 | 0.900 | 24.0 |"

@@ -21,6 +21,7 @@ COEFFICIENT, K = Knob(4.0, is_rising=False), Knob(20, is_rising=True, is_whole=T
         ([(4, 40), (16, 10)], 8),  # on both sides: half-way in logarithms
         ([(1, 40), (4, 20 * 2**0.5)], 16),  # on one side: it fell by sqrt 2 over a factor of 4, and must again
         ([(4, 80), (8, 81)], 16),  # two that say that it rises are not believed: 4 times too large at 4
+        ([(4, 40), (8, 41)], None),  # unless that has been tried
         ([(1, 200), (8, 190)], None),  # L0 follows no more
         ([(4, 80), (8, 79.9)], 64),  # nor a slope of almost 0: 4 times too large, at 1/4 a factor of 256, at most 8
     ],

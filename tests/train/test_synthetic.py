@@ -458,3 +458,14 @@ def test_a_store_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     resumed = store(world, {"train": 30}, tmp_path / "box")
     assert sampled == [0, 1, 2, 2], "the first two files are not made again"
     assert resumed.box.digest == store(Synthetic(SMALL, 19), {"train": 30}, tmp_path / "other").box.digest
+
+
+def test_stores_of_one_world_can_share_no_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "STEP_ROWS", 10)
+    world = Synthetic(SMALL, 20)
+    stored = store(world, {"train": 20, "select": 10}, tmp_path / "box", "float32", first_step=100)
+    train, select = (stored.split(["synthetic"], name) for name in ("train", "select"))
+    assert torch.equal(train.read(0, 20), torch.cat([world.sample(step, 10).x for step in (100, 101)]))
+    assert torch.equal(select.read(0, 10), world.sample(102, 10).x)
+    first = store(world, {"train": 20, "select": 10}, tmp_path / "box", "float32")
+    assert first.box.digest != stored.box.digest
