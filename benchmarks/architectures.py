@@ -121,7 +121,7 @@ def _train(due: Mapping[Case, float], store: ActivationStore, train: TrainConfig
             "places": to_json(case.places),
             "train": to_json(train),
         }
-        members[path] = Member(case.places, sae, train, {"model": "embedded"}, path)
+        members[path] = Member(case.places, sae, train, {"model": "embedded"}, path, case.name)
     stages(boxes, lambda paths: fit([members[path] for path in paths], store, 0, FOLDER / "logs"))
     return {case: read_json(_folder(case, knob) / "curve.json")[-1]["l0"] for case, knob in due.items()}
 

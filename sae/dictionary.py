@@ -6,6 +6,7 @@ loss, and what it does after a step. The trainer, the files and the analysis kno
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -21,6 +22,8 @@ from sae.latents import Latents
 from sae.losses import auxk, ghost, squared_error
 from sae.scaling import RowScale, Scaling, SiteStats
 from sae.select import Selection, TopK
+
+FIT_ROWS = 4096  # of the sample, by which the encoder's size is set
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,14 @@ class Dictionary(nn.Module, ABC):
         latents = self.encode(x)
         return latents, self.decode(latents)
 
+    def units(self) -> Mapping[str, float]:
+        """By parameter, the size of what it is measured in where that is not 1; known once initialised.
+
+        Biases and thresholds are measured in the data. The optimiser's steps are as many times larger, so
+        that what is learnt does not depend on how the data are scaled.
+        """
+        return {}
+
     def before_step(self) -> None:
         """What is to be done with the gradients before they are clipped and applied."""
 
@@ -125,6 +136,10 @@ class Dictionary(nn.Module, ABC):
 
     def folded(self) -> "Dictionary":
         """The same function with what served its training only folded into the weights."""
+        return self
+
+    def measured(self) -> "Dictionary":
+        """The same output by latents that are measured by what they write, where training has left that open."""
         return self
 
 
@@ -144,6 +159,10 @@ class SAE(Dictionary):
     """Whether the squared error is divided by the variance of the target (Gao) or not (Anthropic)."""
     per_latent: ClassVar[tuple[str, ...]] = ("W_enc", "b_enc", "W_dec")
     """Parameters with a row for each latent, which `reseed` sets."""
+    is_homogeneous: ClassVar[bool] = False
+    """Whether each latent is scaled alone, and by the same factor, where its encoder row and biases are."""
+    can_reseed: ClassVar[bool] = True
+    """Whether a latent with `reseed`'s weights can fire on the row that it was given."""
     cfg: SAEConfig
 
     def __init__(self, cfg: SAEConfig, shape: Shape) -> None:
@@ -158,6 +177,7 @@ class SAE(Dictionary):
         self.W_skip = nn.Parameter(torch.zeros(shape.d_out, shape.d_in)) if cfg.skip else None
         self.register_buffer("variance", torch.ones(()))
         self.variance: Tensor
+        self.input_size = self.target_size = 1.0  # root mean square of a row's norm
         self.scaling = Scaling(cfg.normalise, shape.inputs)
         is_by_row = cfg.normalise in ("layer_norm", "row_norm")
         self.target_scaling = (
@@ -183,24 +203,47 @@ class SAE(Dictionary):
 
     @torch.no_grad()
     def initialise(self, stats: InputStats, generator: torch.Generator) -> None:
+        """Scalars, sizes and variance of the data; then the first weights, and the encoder's size."""
+        self.scaling.fit(stats.inputs, stats.x)
+        x = target = self._enter(stats.x)[0]
+        if self.target_scaling is not None:
+            self.target_scaling.fit(stats.outputs, stats.target)
+            target = self.target_scaling.enter(stats.target)
+        self.input_size, self.target_size = size(x), size(target)
+        self.variance.copy_(target.double().var(dim=0, correction=0).sum())
+        self.first_weights(x, target, generator)
+        if self.cfg.fit_encoder and self.target_scaling is None:
+            self._fit_encoder(x[:FIT_ROWS])
+
+    def first_weights(
+        self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"], generator: torch.Generator
+    ) -> None:
         """Random decoder directions of one norm, the encoder their copy, biases by the configuration.
 
         A transcoder's encoder has directions of its own, and its biases make the mean input give
         the mean output and no latent (Paulo et al. 2025, §A).
+
+        Args:
+            x: a sample of rows, in the dictionary's units, as `target`.
         """
-        self.scaling.fit(stats.inputs, stats.x)
-        x = self._enter(stats.x)[0]
         self._random_rows(self.W_dec, generator)
         if self.target_scaling is None:
-            target = x
             self.W_enc.copy_(self.W_dec)
         else:
-            self.target_scaling.fit(stats.outputs, stats.target)
-            target = self.target_scaling.enter(stats.target)
             self._random_rows(self.W_enc, generator)
             self.b_enc.copy_(-(x.double().mean(0) @ self.W_enc.double().T))
         self.b_dec.copy_(centre(target, self.cfg.init_bias if self.target_scaling is None else "mean"))
-        self.variance.copy_(target.double().var(dim=0, correction=0).sum())
+
+    def _fit_encoder(self, x: Float[Tensor, "n d_in"]) -> None:
+        """Scale the encoder so that the first reconstructions are right in size: in the direction of the
+        data many latents fire a little, and their sum is too long, or, where few may fire, too short."""
+        recon, centred = kernels.decode(self._encode(x), self.W_dec), x - self.b_dec
+        gain = (recon * centred).sum() / recon.square().sum().clamp_min(1e-30)
+        if gain > 0:
+            self.W_enc.mul_(gain)
+
+    def units(self) -> Mapping[str, float]:
+        return {"b_enc": self.input_size, "b_dec": self.target_size}
 
     def _random_rows(self, matrix: Tensor, generator: torch.Generator) -> None:
         matrix.copy_(torch.randn(matrix.shape, generator=generator))
@@ -298,6 +341,23 @@ class SAE(Dictionary):
         """Add a constant to every latent's pre-activation, through the biases."""
         self.b_enc.add_(by)
 
+    def _scale_latents(self, by: Tensor) -> None:
+        """Multiply every latent by a positive factor, through the encoder, where the encoder is homogeneous."""
+        self.W_enc.mul_(by[:, None])
+        self.b_enc.mul_(by)
+
+    @torch.no_grad()
+    def measured(self) -> "SAE":
+        """Rows of a free decoder get norm 1, and the encoder what they had (Conerly et al. 2024)."""
+        if self.cfg.decoder == "unit" or not self.is_homogeneous:
+            return self
+        plain = deepcopy(self)
+        norms = plain.W_dec.norm(dim=1)
+        norms[norms == 0] = 1
+        plain._scale_latents(norms)
+        plain.W_dec.div_(norms[:, None])
+        return plain
+
     @torch.no_grad()
     def folded(self) -> "SAE":
         """The same function without its whitening: `W_enc C^(-1/2)`, `W_dec C^(1/2)`, biases moved."""
@@ -327,6 +387,11 @@ def centre(rows: Float[Tensor, "n d"], kind: InitBias) -> Float[Tensor, " d"]:
     if kind == "geometric_median":
         return geometric_median(rows)
     return rows.double().mean(0).to(rows.dtype) if kind == "mean" else rows.new_zeros(rows.shape[1])
+
+
+def size(rows: Float[Tensor, "n d"]) -> float:
+    """Root mean square of the rows' norms."""
+    return rows.double().square().sum(1).mean().sqrt().item()
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ V = TypeVar("V", bound="View")
 VERSIONS = {
     "tokens": 1,
     "activations": 1,
-    "dictionary": 2,
+    "dictionary": 3,
     "evaluation": 2,
     "codes": 1,
     "index": 1,
@@ -301,10 +301,10 @@ def dictionaries(runs: Sequence[Run]) -> list[Box]:
 
     first = runs[0]
     facts = {"model": first.subject.name, "model_digest": first.subject.digest}
-    members = {
-        run.out / "dictionary": Member(run.cfg.places, run.cfg.sae, run.cfg.train, facts, run.out / "dictionary")
-        for run in runs
-    }
+    members = {}
+    for run in runs:
+        out, name = run.out / "dictionary", run.out.name if run.base else ""
+        members[out] = Member(run.cfg.places, run.cfg.sae, run.cfg.train, facts, out, name)
     inputs = [
         {
             "activations": run.activations.digest,

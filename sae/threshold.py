@@ -17,8 +17,8 @@ class BatchThreshold(nn.Module):
     def __init__(self, steps: int) -> None:
         super().__init__()
         self.keep = 1 - 1 / steps
-        self.register_buffer("total", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("total", torch.zeros(()))
+        self.register_buffer("weight", torch.zeros(()))
         self.total: Tensor
         self.weight: Tensor
 
@@ -32,7 +32,7 @@ class BatchThreshold(nn.Module):
 
     def value(self) -> Float[Tensor, ""]:
         """The threshold; 0, a plain ReLU, before the first update."""
-        return torch.where(self.weight > 0, self.total / self.weight.clamp_min(1e-300), 0)
+        return torch.where(self.weight > 0, self.total / self.weight.clamp_min(1e-30), 0)
 
     def selection(self, k: int, n_latents: int) -> Selection:
         """The batch's own choice in training, the threshold for use, where rows are independent."""

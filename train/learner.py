@@ -43,6 +43,8 @@ class Member:
     facts: Mapping[str, Any]
     """What should travel with it (model, digest of the model)."""
     out: Path
+    name: str = ""
+    """Tells it from those beside it, in logs and messages."""
 
 
 class Learner:
@@ -62,10 +64,10 @@ class Learner:
         )
         name = architectures.name_of(member.sae)
         self.dictionary = architectures.build(name, member.sae, shape)
-        if self.cfg.resample_tokens and not isinstance(self.dictionary, SAE):
+        if self.cfg.resample_tokens and not (isinstance(self.dictionary, SAE) and self.dictionary.can_reseed):
             raise ConfigError(
                 f"train.resample_tokens = {self.cfg.resample_tokens}: must be 0 with sae.type = {name}, whose latents "
-                "have no encoder row to start again from"
+                "cannot start again from a row"
             )
         self.settings = optim.settings(self.cfg, member.sae)
         self.state = member.out / f"checkpoint{SCRATCH}"
@@ -172,7 +174,10 @@ class Learner:
             DataError: a term is not finite.
         """
         if not all(torch.isfinite(term) for term in self.terms.values()):
-            raise DataError(f"the loss is not finite at step {self.progress.step}: lower train.lr, or set train.clip")
+            whose = f" of {self.member.name}" if self.member.name else ""
+            raise DataError(
+                f"the loss{whose} is not finite at step {self.progress.step}: lower train.lr, or set train.clip"
+            )
         with self.used() as used:
             figures = reconstruct(used, self.held_out, self.accelerator.device, self.cfg.evaluate_rows).result()
         losses = {f"loss/{name}": term.item() for name, term in self.terms.items()}
@@ -190,7 +195,7 @@ class Learner:
         places = self.member.places
         sites = {"inputs": list(places.inputs), "outputs": places.outputs and list(places.outputs)}
         with self.used() as used:
-            hub.save(used, {**self.member.facts, **sites}, self.member.out)
+            hub.save(used.measured(), {**self.member.facts, **sites}, self.member.out)
         write_json(self.member.out / "curve.json", self.progress.curve)
         last = self.progress.curve[-1]
         return {"steps": self.progress.step, "lr": self.settings.lr, "n_dead": last["n_dead"], "fvu": last["fvu"]}

@@ -34,6 +34,9 @@ SHARES = {"signum": 0.95, "schedule_free": 0.9}  # of the average, in the point 
 MUON_MOMENTUM = 0.95
 EPS_8_BIT = 1e-8  # second moments under 1.6e-7 of their block's largest are 0: with less, first moments would leap
 
+Group = dict[str, Any]
+"""Parameters that are measured in one unit: `{"params": [...], "unit": 1.0}`."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -98,9 +101,10 @@ class Optimizer:
             averaging.train()
 
     def set_lr(self, lr: float) -> None:
+        """Steps of the size `lr`, for each parameter in its own unit (`Dictionary.units`)."""
         for part in self.parts:
             for group in part.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["unit"]
 
     def step(self) -> None:
         """Step on the gradients, and clear them."""
@@ -148,37 +152,49 @@ def build(dictionary: Dictionary, name: str, chosen: Settings) -> Optimizer:
     Raises:
         ConfigError: its package is not installed.
     """
-    return _BUILDERS[name](list(dictionary.parameters()), chosen)
+    units = dictionary.units()
+    groups: dict[float, Group] = {}
+    for parameter_name, parameter in dictionary.named_parameters():
+        unit = units.get(parameter_name, 1.0)
+        groups.setdefault(unit, {"params": [], "unit": unit})["params"].append(parameter)
+    optimizer = _BUILDERS[name](list(groups.values()), chosen)
+    optimizer.set_lr(chosen.lr)
+    return optimizer
 
 
-def _adam(parameters: list[nn.Parameter], chosen: Settings) -> Optimizer:
-    return Optimizer(torch.optim.Adam(parameters, lr=chosen.lr, betas=chosen.betas, eps=chosen.eps, fused=True))
+def _adam(groups: list[Group], chosen: Settings) -> Optimizer:
+    return Optimizer(torch.optim.Adam(groups, lr=chosen.lr, betas=chosen.betas, eps=chosen.eps, fused=True))
 
 
-def _adam8bit(parameters: list[nn.Parameter], chosen: Settings) -> Optimizer:
+def _adam8bit(groups: list[Group], chosen: Settings) -> Optimizer:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses 4-bit kernels, which are not used
     bitsandbytes = _package("bitsandbytes", "adam8bit")
-    return Optimizer(bitsandbytes.optim.Adam8bit(parameters, lr=chosen.lr, betas=chosen.betas, eps=chosen.eps))
+    return Optimizer(bitsandbytes.optim.Adam8bit(groups, lr=chosen.lr, betas=chosen.betas, eps=chosen.eps))
 
 
-def _muon(parameters: list[nn.Parameter], chosen: Settings) -> Optimizer:
-    matrices = [p for p in parameters if p.ndim == 2]
-    vectors = [p for p in parameters if p.ndim != 2]
+def _muon(groups: list[Group], chosen: Settings) -> Optimizer:
+    matrices = _those(groups, lambda p: p.ndim == 2)
+    vectors = _those(groups, lambda p: p.ndim != 2)
     muon = torch.optim.Muon(
         matrices, lr=chosen.lr, weight_decay=0.0, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw"
     )
     return Optimizer(muon, *_adam(vectors, chosen).parts)
 
 
-def _schedule_free(parameters: list[nn.Parameter], chosen: Settings) -> Optimizer:
+def _those(groups: list[Group], is_in: Callable[[nn.Parameter], bool]) -> list[Group]:
+    parts = [{**group, "params": [p for p in group["params"] if is_in(p)]} for group in groups]
+    return [part for part in parts if part["params"]]
+
+
+def _schedule_free(groups: list[Group], chosen: Settings) -> Optimizer:
     package = _package("schedulefree", "schedule_free")
-    adam = package.AdamWScheduleFree(parameters, lr=chosen.lr, betas=chosen.betas, eps=chosen.eps)
+    adam = package.AdamWScheduleFree(groups, lr=chosen.lr, betas=chosen.betas, eps=chosen.eps)
     return Optimizer(averaging=adam)
 
 
-def _signum(parameters: list[nn.Parameter], chosen: Settings) -> Optimizer:
+def _signum(groups: list[Group], chosen: Settings) -> Optimizer:
     package = _package("schedulefree", "signum")
-    base = SignSGD(parameters, {"lr": chosen.lr})
+    base = SignSGD(groups, {"lr": chosen.lr})
     return Optimizer(averaging=package.ScheduleFreeWrapper(base, momentum=chosen.betas[0]))
 
 
@@ -193,7 +209,7 @@ class SignSGD(torch.optim.Optimizer):
                     p.add_(p.grad.sign(), alpha=-group["lr"])
 
 
-_BUILDERS: dict[str, Callable[[list[nn.Parameter], Settings], Optimizer]] = {
+_BUILDERS: dict[str, Callable[[list[Group], Settings], Optimizer]] = {
     "adam": _adam,
     "adam8bit": _adam8bit,
     "muon": _muon,

@@ -15,12 +15,10 @@ from tqdm import tqdm
 from sae.errors import ConfigError
 from sae.model import default_device
 from sae.store import ActivationStore, Pairs
+from sae.sweep_config import STREAM
 from train.config import TrainConfig
 from train.learner import Learner, Member
 from train.loader import Loader
-
-STREAM = ("tokens", "batch", "window_rows", "init_rows", "checkpoint_seconds", "tracker")
-"""Fields of `train` that describe the stream, which all dictionaries of a sweep share, and how it is watched."""
 
 
 def fit(members: Sequence[Member], store: ActivationStore, seed: int, logs: Path) -> list[dict[str, Any]]:
@@ -97,6 +95,6 @@ def _loop(
 
 
 def _log(learner: Learner, point: dict[str, Any], accelerator: Accelerator, bar: tqdm, n_learners: int) -> None:
-    prefix = "" if n_learners == 1 else f"{learner.member.out.name}/"
+    prefix = "" if n_learners == 1 else f"{learner.member.name}/"
     accelerator.log({prefix + key: value for key, value in point.items() if key != "step"}, step=point["step"])
     bar.set_postfix_str(f"fvu {point['fvu']:.3f}, dead {point['n_dead']}")

@@ -54,6 +54,9 @@ class SAEConfig(DictionaryConfig):
     """Norm of the decoder's rows before training; the encoder starts as their copy."""
     init_bias: InitBias = "geometric_median"
     """Where `b_dec` starts; a transcoder's starts at the mean."""
+    fit_encoder: bool = True
+    """Scale the encoder before training so that the first reconstructions have the right size (as Gao et al. 2024 do
+    in their code on random inputs); not for transcoders."""
     skip: bool = False
     """A linear path from input to output beside the latents; for transcoders."""
     auxk: Natural | None = None
@@ -175,6 +178,8 @@ class ReLUAprilConfig(ReLUConfig):
     """Norm of the decoder's rows before training; the encoder starts as their copy."""
     init_bias: InitBias = "zero"
     """Where `b_dec` starts; a transcoder's starts at the mean."""
+    fit_encoder: bool = False
+    """Scale the encoder before training so that the first reconstructions have the right size."""
 
 
 @configs.register("p_anneal")
@@ -230,6 +235,14 @@ class JumpReLUConfig(PenaltyConfig):
     """Weight of `sum ReLU(threshold - pre) ||W_dec||`, which keeps latents from dying (Conerly et al. 2025)."""
     ste_to_input: bool = False
     """Let the straight-through gradient of the threshold reach the pre-activations too."""
+    init_l0: Natural = 0
+    """Latents of a row that fire before training, at most half of all, by their biases; the matrices are then uniform,
+    the encoder a copy of the decoder times `d / n_latents` (Conerly et al. 2025). 0: as in every dictionary."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_l0 and self.fit_encoder:
+            raise ValueError(f"sae.init_l0 = {self.init_l0}: must be 0 where fit_encoder = true, which sets it too")
 
 
 @configs.register("jumprelu_tanh")
@@ -258,6 +271,11 @@ class JumpReLUTanhConfig(JumpReLUConfig):
     of each row (Gemma Scope 2)."""
     preact_coef: NonNegativeFloat = 3e-6
     """Weight of `sum ReLU(threshold - pre) ||W_dec||`, which keeps latents from dying."""
+    init_l0: Natural = 10_000
+    """Latents of a row that fire before training, at most half of all, by their biases; the matrices are then uniform,
+    the encoder a copy of the decoder times `d / n_latents`. 0: as in every dictionary."""
+    fit_encoder: bool = False
+    """Scale the encoder before training so that the first reconstructions have the right size."""
 
 
 @configs.register("gated")
@@ -375,6 +393,8 @@ class CrossLayerTranscoderConfig(DictionaryConfig):
     """Width of the window around a threshold through which it learns."""
     preact_coef: NonNegativeFloat = 3e-6
     """Weight of `sum ReLU(threshold - pre) ||W_dec||`, which keeps latents from dying."""
+    init_l0: Natural = 10_000
+    """Latents of a row that fire before training, at most half of all, by their biases; 0 leaves these at 0."""
 
     def __post_init__(self) -> None:
         check_by_site(self.normalise)

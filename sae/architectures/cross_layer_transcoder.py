@@ -4,6 +4,8 @@ Ameisen, Lindsey et al. 2025, "Circuit Tracing: Revealing Computational Graphs i
 Transformer Circuits.
 """
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,7 +13,8 @@ from torch import Tensor, nn
 from sae import kernels
 from sae.architectures import architectures
 from sae.architectures.configs import CrossLayerTranscoderConfig
-from sae.dictionary import Dictionary, Forward, InputStats, Shape, Step
+from sae.architectures.jumprelu import firing_biases, uniform
+from sae.dictionary import Dictionary, Forward, InputStats, Shape, Step, size
 from sae.errors import ConfigError
 from sae.latents import Latents
 from sae.losses import row_sum, squared_error
@@ -45,6 +48,7 @@ class CrossLayerTranscoder(Dictionary):
         self.W_dec = nn.ParameterList(torch.zeros(self.size, d) for d in later)
         self.b_dec = nn.Parameter(torch.zeros(shape.d_out))
         self.threshold = nn.Parameter(torch.full((cfg.n_latents,), cfg.threshold))
+        self.input_size = self.target_size = 1.0  # root mean square of a row's norm at one layer
         self.scaling = Scaling(cfg.normalise, shape.inputs)
         self.target_scaling = Scaling(cfg.normalise, shape.outputs)
 
@@ -55,15 +59,27 @@ class CrossLayerTranscoder(Dictionary):
 
     @torch.no_grad()
     def initialise(self, stats: InputStats, generator: torch.Generator) -> None:
-        """`W_enc ~ U(+-1/sqrt(n))`, `W_dec ~ U(+-1/sqrt(L d))`, output biases at the means (§ "Training")."""
+        """`W_enc ~ U(+-1/sqrt(n))`, `W_dec ~ U(+-1/sqrt(L d))`, output biases at the means; latents fire on a
+        share of the rows, as in `jumprelu_tanh`."""
         self.scaling.fit(stats.inputs, stats.x)
         self.target_scaling.fit(stats.outputs, stats.target)
         for W in self.W_enc:
-            W.copy_((torch.rand(W.shape, generator=generator) * 2 - 1) / self.size**0.5)
+            uniform(W, self.size**-0.5, generator)
         for W in self.W_dec:
-            W.copy_((torch.rand(W.shape, generator=generator) * 2 - 1) / self.shape.d_out**0.5)
-        self.b_dec.copy_(self.target_scaling.enter(stats.target).double().mean(0))
+            uniform(W, self.shape.d_out**-0.5, generator)
+        inputs, target = self.scaling.enter(stats.x), self.target_scaling.enter(stats.target)
+        n_layers = len(self.shape.inputs)
+        self.input_size, self.target_size = size(inputs) / n_layers**0.5, size(target) / n_layers**0.5
+        self.b_dec.copy_(target.double().mean(0))
         self.threshold.fill_(self.cfg.threshold)
+        if self.cfg.init_l0:
+            rate = self.cfg.init_l0 / self.cfg.n_latents
+            for layer, x in enumerate(inputs.split(list(self.shape.inputs), dim=1)):
+                own = self._own(layer)
+                self.b_enc[own] = firing_biases(x, self.W_enc[layer], self.threshold[own], rate)
+
+    def units(self) -> Mapping[str, float]:
+        return {"b_enc": self.input_size, "threshold": self.input_size, "b_dec": self.target_size}
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Latents:
         return join([part for part, _ in self._encode(self.scaling.enter(x))])

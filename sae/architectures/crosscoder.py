@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sae.architectures import architectures
 from sae.architectures.configs import CrosscoderBatchTopKConfig, CrosscoderConfig
-from sae.dictionary import SAE, Forward, InputStats, Shape, Step
+from sae.dictionary import SAE, Forward, Shape, Step
 from sae.losses import row_sum
 from sae.select import BatchTopK, Entries, JumpReLU, ReLU, Selection
 from sae.threshold import BatchThreshold
@@ -56,8 +56,10 @@ class Crosscoder(SAE):
     is_normalised = False
     cfg: CrosscoderConfig
 
-    def initialise(self, stats: InputStats, generator: torch.Generator) -> None:
-        super().initialise(stats, generator)
+    def first_weights(
+        self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"], generator: torch.Generator
+    ) -> None:
+        super().first_weights(x, target, generator)
         set_site_norms(self, self.cfg.init_norm)
 
     def selection(self) -> Selection:
@@ -92,8 +94,10 @@ class BatchTopKCrosscoder(SAE):
         super().__init__(cfg, shape)
         self.threshold = BatchThreshold(cfg.threshold_steps)
 
-    def initialise(self, stats: InputStats, generator: torch.Generator) -> None:
-        super().initialise(stats, generator)
+    def first_weights(
+        self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"], generator: torch.Generator
+    ) -> None:
+        super().first_weights(x, target, generator)
         set_site_norms(self, self.cfg.init_norm)
 
     def selection(self) -> Selection:

@@ -28,6 +28,7 @@ class GatedSAE(SAE):
     """
 
     is_normalised = False
+    is_homogeneous = True
     per_latent = (*SAE.per_latent, "r_mag", "b_mag")
     cfg: GatedConfig
 
@@ -35,6 +36,9 @@ class GatedSAE(SAE):
         super().__init__(cfg, shape)
         self.r_mag = nn.Parameter(torch.zeros(cfg.n_latents))
         self.b_mag = nn.Parameter(torch.zeros(cfg.n_latents))
+
+    def units(self) -> Mapping[str, float]:
+        return {**super().units(), "b_mag": self.input_size}
 
     def selection(self) -> Selection:
         return Gated(self.r_mag, self.b_enc, self.b_mag)
@@ -52,6 +56,10 @@ class GatedSAE(SAE):
     def reseed(self, latents: Int[Tensor, " m"], x: Float[Tensor, "m d_in"], target: Float[Tensor, "m d_out"]) -> None:
         super().reseed(latents, x, target)
         self.r_mag[latents], self.b_mag[latents] = 0, 0
+
+    def _scale_latents(self, by: Tensor) -> None:
+        super()._scale_latents(by)
+        self.b_mag.mul_(by)
 
     def _shift_pre_acts(self, by: Tensor) -> None:
         super()._shift_pre_acts(by)

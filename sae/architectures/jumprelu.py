@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sae.architectures import architectures
 from sae.architectures.configs import JumpReLUConfig
-from sae.dictionary import SAE, Forward, InputStats, Shape, Step
+from sae.dictionary import SAE, Forward, Shape, Step
 from sae.losses import row_sum
 from sae.select import JumpReLU, Selection
 
@@ -27,6 +27,7 @@ class JumpReLUSAE(SAE):
     """
 
     is_normalised = False
+    is_homogeneous = True
     per_latent = (*SAE.per_latent, "threshold")
     cfg: JumpReLUConfig
 
@@ -34,10 +35,24 @@ class JumpReLUSAE(SAE):
         super().__init__(cfg, shape)
         self.threshold = nn.Parameter(torch.full((cfg.n_latents,), cfg.threshold))
 
-    def initialise(self, stats: InputStats, generator: torch.Generator) -> None:
-        super().initialise(stats, generator)
-        with torch.no_grad():
-            self.threshold.fill_(self.cfg.threshold)
+    def first_weights(
+        self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"], generator: torch.Generator
+    ) -> None:
+        super().first_weights(x, target, generator)
+        self.threshold.fill_(self.cfg.threshold)
+        if self.cfg.init_l0:
+            self._weights_by_rate(x, generator)
+
+    def _weights_by_rate(self, x: Float[Tensor, "n d_in"], generator: torch.Generator) -> None:
+        """The first weights of Conerly et al. 2025: every latent fires on the same share of the rows."""
+        uniform(self.W_dec, self.shape.d_out**-0.5, generator)
+        if self.target_scaling is None:
+            self.W_enc.copy_(self.W_dec)
+        else:
+            uniform(self.W_enc, self.shape.d_in**-0.5, generator)
+        self.W_enc.mul_(self.shape.d_in / self.cfg.n_latents)
+        x = x if self.b_pre is None else x - self.b_pre
+        self.b_enc.copy_(firing_biases(x, self.W_enc, self.threshold, self.cfg.init_l0 / self.cfg.n_latents))
 
     def selection(self) -> Selection:
         return self._jump() if self.training else JumpReLU(self.threshold)
@@ -57,10 +72,31 @@ class JumpReLUSAE(SAE):
         super().reseed(latents, x, target)
         self.threshold[latents] = self.cfg.threshold
 
+    def units(self) -> Mapping[str, float]:
+        return {**super().units(), "threshold": self.input_size}
+
+    def _scale_latents(self, by: Tensor) -> None:
+        super()._scale_latents(by)
+        self.threshold.mul_(by)
+
     def constrain(self) -> None:
         super().constrain()
         with torch.no_grad():
             self.threshold.clamp_min_(0)
+
+
+def uniform(matrix: Tensor, limit: float, generator: torch.Generator) -> None:
+    """Fill with `U(-limit, limit)`."""
+    matrix.copy_((torch.rand(matrix.shape, generator=generator) * 2 - 1) * limit)
+
+
+def firing_biases(
+    x: Float[Tensor, "n d_in"], W_enc: Float[Tensor, "m d_in"], threshold: Float[Tensor, " m"], rate: float
+) -> Float[Tensor, " m"]:
+    """Biases by which each latent is above its threshold on a share `rate` of the rows, on half at most."""
+    silent = max(1, round(len(x) * (1 - min(rate, 0.5))))
+    parts = [torch.kthvalue(x @ W.T, silent, dim=0).values for W in W_enc.split(256)]
+    return threshold - torch.cat(parts)
 
 
 def sparsity(cfg: JumpReLUConfig, jump: JumpReLU, out: Forward, norms: Tensor) -> Tensor:

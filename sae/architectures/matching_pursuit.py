@@ -4,6 +4,7 @@ Costa et al. 2025, "From flat to hierarchical: extracting sparse representations
 pursuit", arXiv:2506.03093.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from sae.dictionary import (
     centre,
     normalise_rows,
     remove_parallel_gradient,
+    size,
 )
 from sae.errors import ConfigError
 from sae.latents import Latents
@@ -51,6 +53,7 @@ class MatchingPursuitSAE(Dictionary):
         self.b_dec = nn.Parameter(torch.zeros(shape.d_in))
         self.register_buffer("variance", torch.ones(()))
         self.variance: Tensor
+        self.input_size = 1.0  # root mean square of a row's norm
         self.scaling = Scaling(cfg.normalise, shape.inputs)
 
     @property
@@ -66,6 +69,10 @@ class MatchingPursuitSAE(Dictionary):
         normalise_rows(self.W_dec)
         self.b_dec.copy_(centre(x, self.cfg.init_bias))
         self.variance.copy_(x.double().var(dim=0, correction=0).sum())
+        self.input_size = size(x)
+
+    def units(self) -> Mapping[str, float]:
+        return {"b_dec": self.input_size}
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Latents:
         return self._encode(self.scaling.enter(x, self.scaling.rows(x)))

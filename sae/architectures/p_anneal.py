@@ -33,9 +33,9 @@ class PAnnealSAE(SAE):
 
     def __init__(self, cfg: PAnnealConfig, shape: Shape) -> None:
         super().__init__(cfg, shape)
-        self.register_buffer("p", torch.ones((), dtype=torch.float64))
-        self.register_buffer("ratio", torch.ones((), dtype=torch.float64))
-        self.register_buffer("queue", torch.zeros(QUEUE, 2, dtype=torch.float64))
+        self.register_buffer("p", torch.ones(()))
+        self.register_buffer("ratio", torch.ones(()))
+        self.register_buffer("queue", torch.zeros(QUEUE, 2))
         self.p: Tensor
         self.ratio: Tensor
         """`coef_s / coef_0`."""

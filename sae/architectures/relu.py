@@ -22,6 +22,7 @@ class ReLUSAE(SAE):
     """`f = ReLU((x - b_pre) W_enc^T + b_enc)`, `loss = ||x - x_hat||^2 + coef sum_i f_i ||W_dec,i||`."""
 
     is_normalised = False
+    is_homogeneous = True
     cfg: ReLUConfig
 
     def selection(self) -> Selection:

@@ -7,12 +7,13 @@ arXiv:2410.08201.
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae import kernels
 from sae.architectures import architectures
 from sae.architectures.configs import SwitchConfig
-from sae.dictionary import SAE, Forward, InputStats, Shape, Step
+from sae.dictionary import SAE, Forward, Shape, Step
 from sae.latents import Latents
 from sae.select import Selection, TopK
 
@@ -27,6 +28,7 @@ class SwitchSAE(SAE):
     """
 
     is_normalised = True
+    can_reseed = False  # the row may belong to another expert
     cfg: SwitchConfig
 
     def __init__(self, cfg: SwitchConfig, shape: Shape) -> None:
@@ -34,11 +36,18 @@ class SwitchSAE(SAE):
         self.W_router = nn.Parameter(torch.zeros(cfg.n_experts, shape.d_in))
         self.b_router = nn.Parameter(torch.zeros(shape.d_in))
 
-    @torch.no_grad()
-    def initialise(self, stats: InputStats, generator: torch.Generator) -> None:
-        super().initialise(stats, generator)
-        self.W_router.copy_(torch.randn(self.W_router.shape, generator=generator) / self.shape.d_in**0.5)
-        self.b_router.copy_(self.b_dec if self.b_pre is not None else self._enter(stats.x)[0].mean(0))
+    def first_weights(
+        self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"], generator: torch.Generator
+    ) -> None:
+        """As for every dictionary; the router's logits have a variance of 1, whatever the data's units."""
+        super().first_weights(x, target, generator)
+        self.W_router.copy_(torch.randn(self.W_router.shape, generator=generator) / self.input_size)
+        self.b_router.copy_(self.b_dec if self.b_pre is not None else x.mean(0))
+
+    def units(self) -> Mapping[str, float]:
+        # random rows of W_router have norm sqrt(d) / input_size, where those of the other matrices have 1
+        router = {"W_router": self.shape.d_in**0.5 / self.input_size, "b_router": self.input_size}
+        return {**super().units(), **router}
 
     def selection(self) -> Selection:
         return TopK(self.cfg.k)

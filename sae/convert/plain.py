@@ -274,7 +274,7 @@ def _parts(activation: Activation, n_latents: int) -> tuple[str, dict[str, Any],
             return "gated", {}, {"r_mag": r_mag, "b_mag": b_mag}
         case Batch(k, threshold, widths):
             sums = {} if threshold is None else {"threshold.total": threshold, "threshold.weight": 1.0}
-            own = {name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items()}
+            own = {name: torch.tensor(value) for name, value in sums.items()}
             if widths is None:
                 return "batchtopk", {"k": k}, own
             shares = [(end - start) / n_latents for start, end in zip((0, *widths), widths, strict=False)]

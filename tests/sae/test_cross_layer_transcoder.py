@@ -236,6 +236,7 @@ def test_initialisation():
         assert 0.9 * bound < largest <= bound
     assert dictionary.threshold.tolist() == [0.25] * 40
     assert [tuple(W.shape) for W in dictionary.W_dec] == [(20, 4), (20, 2)]
+    assert (dictionary.encode(x).firing_counts() - 100).abs().max() <= 1  # 10,000 of 40 are half of them
 
 
 def test_thresholds_do_not_fall_below_0():

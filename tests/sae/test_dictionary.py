@@ -60,9 +60,21 @@ def initialised(seed: int = 7, **choices) -> tuple[ReLUSAE, Tensor]:
     return dictionary, rows
 
 
+def test_the_first_reconstructions_have_the_right_size():
+    """No other size of the encoder would reconstruct the sample better: there the error's slope is 0."""
+    dictionary, rows = initialised()
+    x = dictionary.scaling.enter(rows)
+    recon = dictionary.scaling.enter(dictionary.reconstruct(rows)[1]) - dictionary.b_dec
+    residual = x - dictionary.b_dec - recon
+    assert abs((residual * recon).sum()) < 1e-5 * recon.square().sum()
+    gains = dictionary.W_enc / dictionary.W_dec
+    torch.testing.assert_close(gains, gains[:1, :1].expand_as(gains))
+    assert 0 < gains[0, 0] < 0.5, "half of 50 latents fire on each of 4 dimensions"
+
+
 @pytest.mark.parametrize("norm", [1.0, 0.1])
 def test_the_encoder_is_a_copy_of_random_directions_of_one_norm(norm):
-    dictionary, _ = initialised(decoder="free", init_norm=norm)
+    dictionary, _ = initialised(decoder="free", init_norm=norm, fit_encoder=False)
     close(dictionary.W_dec.norm(dim=1), torch.full((50,), norm))
     assert torch.equal(dictionary.W_enc, dictionary.W_dec)
     assert dictionary.W_enc.data_ptr() != dictionary.W_dec.data_ptr()
@@ -414,3 +426,44 @@ def test_for_use_a_rows_latents_do_not_depend_on_the_others(seed, name):
 def test_warming(share, expected):
     dead = torch.zeros(1, dtype=torch.bool)
     assert [Step(i, 100, dead).warm(share) for i in (0, 5, 79)] == pytest.approx(expected)
+
+
+# --- after training: latents in units of what they write ---
+
+FREELY = {"n_latents": 12, "decoder": "free", "pre_bias": False}
+
+
+@pytest.mark.parametrize(
+    ("cls", "cfg"),
+    [
+        (ReLUSAE, ReLUConfig(**FREELY)),
+        (JumpReLUSAE, JumpReLUConfig(**FREELY)),
+        (GatedSAE, GatedConfig(**FREELY)),
+    ],
+    ids=["relu", "jumprelu", "gated"],
+)
+def test_measured_latents_have_unit_rows_and_the_same_output(cls, cfg):
+    dictionary = cls(cfg, Shape((4,))).double()
+    checks.fill(dictionary, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        dictionary.W_dec[3] = 0
+    before = {name: value.clone() for name, value in dictionary.state_dict().items()}
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    measured = dictionary.measured()
+    norms = dictionary.W_dec.norm(dim=1)
+    close(measured.W_dec.norm(dim=1), (norms > 0).double(), atol=1e-12)
+    (f, recon), (g, again) = dictionary.reconstruct(x), measured.reconstruct(x)
+    close(again, recon, rtol=0, atol=1e-12)
+    norms[3] = 1
+    close(g.dense(), f.dense() * norms, rtol=0, atol=1e-12)
+    assert (f.dense() > 0).sum() > 50
+    assert all(torch.equal(value, before[name]) for name, value in dictionary.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "dictionary",
+    [ReLUSAE(ReLUConfig(n_latents=4), Shape((2,))), TopKSAE(TopKConfig(n_latents=4, k=2, decoder="free"), Shape((2,)))],
+    ids=["unit rows", "latents that compete in size"],
+)
+def test_other_dictionaries_are_measured_as_they_are(dictionary):
+    assert dictionary.measured() is dictionary

@@ -255,6 +255,33 @@ def test_thresholds_start_where_the_configuration_says():
     assert dictionary.threshold.dtype == torch.float32
 
 
+def initialised_by_rate(**choices) -> tuple[JumpReLUSAE, torch.Tensor]:
+    dictionary = JumpReLUSAE(JumpReLUTanhConfig(n_latents=50, **choices), Shape((8,)))
+    rows = torch.randn(1000, 8, generator=torch.Generator().manual_seed(1)) + 3
+    stats = (SiteStats(8, rows.norm(dim=1).mean().item(), rows.square().sum(1).mean().item()),)
+    dictionary.initialise(InputStats(stats, stats, rows, rows), torch.Generator().manual_seed(2))
+    return dictionary, rows
+
+
+@pytest.mark.parametrize(("init_l0", "share"), [(5, 0.1), (10_000, 0.5)])
+def test_the_first_weights_of_january(init_l0, share):
+    """`W_dec ~ U(+-1/sqrt(d))`, `W_enc = (d / n) W_dec`, and biases by which latents fire on a share of the rows."""
+    dictionary, rows = initialised_by_rate(init_l0=init_l0)
+    W_dec = dictionary.W_dec
+    assert 0.97 * 8**-0.5 < W_dec.abs().max() < 8**-0.5, "the largest of 400"
+    torch.testing.assert_close(W_dec.var().item(), 1 / 24, rtol=0.1, atol=0)  # of U(-a, a) it is a^2 / 3
+    torch.testing.assert_close(dictionary.W_enc, W_dec * 8 / 50)
+    counts = dictionary.encode(rows).firing_counts()
+    assert (counts - share * 1000).abs().max() <= 1, "the row at the threshold is on either side, by rounding"
+
+
+def test_without_a_first_l0_the_encoder_is_the_copy():
+    dictionary, _ = initialised_by_rate(init_l0=0)
+    assert torch.equal(dictionary.W_enc, dictionary.W_dec)
+    torch.testing.assert_close(dictionary.W_dec.norm(dim=1), torch.ones(50))
+    assert not dictionary.b_enc.any()
+
+
 def test_a_reseeded_latent_has_the_first_threshold_again():
     """The one under which it died would keep it silent: pre .2 * 1 at its own row, threshold 5 before."""
     dictionary = JumpReLUSAE(JumpReLUConfig(n_latents=4, threshold=0.1, normalise="none"), Shape((2,)))

@@ -71,7 +71,7 @@ def test_a_resumed_run_ends_with_the_same_bits(name, tmp_path):
     [
         ("adam", {}),
         ("adam8bit", {"optimizer/0/0/step": 2}),
-        ("muon", {"optimizer/1/group/0/lr": 5e-3}),
+        ("muon", {"optimizer/0/group/0/lr": 5e-3}),
         ("schedule_free", {"optimizer/0/group/0/k": 2, "optimizer/0/group/0/weight_sum": 2e-4}),
         ("signum", {"optimizer/0/group/0/k": 2, "optimizer/0/group/0/weight_sum": 2e-4}),
     ],

@@ -1,5 +1,7 @@
 """One dictionary in training: parts of a batch, lower precision, the average of the weights, warm-ups, clipping."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -25,7 +27,7 @@ from sae.architectures.configs import (
 )
 from sae.errors import DataError
 from sae.store import Places
-from tests.train.planted import N_FEATURES, X_AND_Y, X_TO_Y, K, X, choices, contents, member, train
+from tests.train.planted import N_FEATURES, X_AND_Y, X_TO_Y, D, K, X, choices, contents, member, train
 from train.learner import Learner, dead_window
 from train.loader import Loader
 from train.optim import Optimizer
@@ -49,7 +51,9 @@ def weights(learner: Learner) -> dict[str, Tensor]:
 def gradients(store, out, cfg, sae, places=X) -> dict[str, Tensor]:
     """What one step takes off the weights: with SGD at rate 1, the gradient that has reached the optimiser."""
     learner, loader = learner_of(store, out, cfg, sae, places)
-    learner.optimizer = Optimizer(torch.optim.SGD(learner.dictionary.parameters(), lr=1.0))
+    learner.optimizer = Optimizer(
+        torch.optim.SGD([{"params": list(learner.dictionary.parameters()), "unit": 1.0}], lr=1.0)
+    )
     before = weights(learner)
     learner.step(loader.batch(0))
     return {name: before[name] - value for name, value in weights(learner).items()}
@@ -231,6 +235,32 @@ def test_a_penalty_warms_up_over_its_share(store, tmp_path):
         terms.append(learner.terms)
     assert (terms[0]["l1"] / terms[1]["l1"]).item() == pytest.approx(1 / 40, rel=1e-6)
     assert torch.equal(terms[0]["mse"], terms[1]["mse"])
+
+
+@pytest.mark.parametrize(
+    ("sae", "coef"),
+    [
+        (TopKConfig(n_latents=64, k=K), None),
+        (ReLUConfig(n_latents=64, sparsity_coef=0.5), 0.5),
+        (GatedConfig(n_latents=64, sparsity_coef=0.5), 0.5),
+        (SwitchConfig(n_latents=64, k=K, n_experts=2), None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_learnt_does_not_depend_on_the_units(store, tmp_path, sae, coef):
+    """Rows of norm 1 instead of sqrt(d), and a penalty in that unit: the same reconstructions in the network's units.
+    (JumpReLU's window is a length too, but its default is not.)"""
+    found = []
+    sizes = [store.stats("x").mean_norm / D**0.5, store.stats("x").mean_square ** 0.5]
+    for normalise, coefficient in (("mean_norm", coef), ("rms", coef and coef * sizes[0] / sizes[1])):
+        own = replace(sae, normalise=normalise, **({"sparsity_coef": coefficient} if coef else {}))
+        cfg = choices(tokens=256 * 20, clip=None, eps=1e-20)
+        learner, loader = learner_of(store, tmp_path / normalise, cfg, own)
+        for step in range(20):
+            learner.step(loader.batch(step))
+        x, _ = learner.pairs.pick(loader.batch(20))
+        found.append(learner.dictionary.reconstruct(x)[1].detach())
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=2e-3 * found[0].abs().max().item())
 
 
 def test_the_rate_of_each_step(store, tmp_path):

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from sae.architectures.configs import BatchTopKConfig, JumpReLUConfig, ReLUAprilConfig, SwitchConfig, TopKConfig
+from sae.architectures.configs import (
+    BatchTopKConfig,
+    JumpReLUConfig,
+    ReLUAprilConfig,
+    ReLUConfig,
+    SwitchConfig,
+    TopKConfig,
+)
+from sae.architectures.relu import ReLUSAE
 from sae.architectures.topk import TopKSAE
 from sae.dictionary import Shape
 from sae.errors import ConfigError
@@ -72,7 +80,7 @@ def test_what_a_run_leaves_open(sae, choice, expected):
 
 def one_weight(name: str, gradient: float, **changes) -> tuple[float, Optimizer, nn.Parameter]:
     weight = nn.Parameter(torch.tensor([2.0]))
-    optimizer = optim._BUILDERS[name]([weight], Settings(**{**vars(PLAIN), **changes}))
+    optimizer = optim._BUILDERS[name]([{"params": [weight], "unit": 1.0}], Settings(**{**vars(PLAIN), **changes}))
     weight.grad = torch.tensor([gradient])
     optimizer.step()
     return weight.item(), optimizer, weight
@@ -81,6 +89,22 @@ def one_weight(name: str, gradient: float, **changes) -> tuple[float, Optimizer,
 @pytest.mark.parametrize("name", ["adam", "adam8bit"])
 def test_adams_first_step_is_the_learning_rate(name):
     assert one_weight(name, 0.3)[0] == pytest.approx(1.9, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adam", "adam8bit", "muon", "schedule_free", "signum"])
+def test_a_step_is_in_a_parameters_own_unit(name):
+    """Each of these moves a bias by the learning rate first, whatever its gradient; here it is measured in 8."""
+    dictionary = ReLUSAE(ReLUConfig(n_latents=50), Shape((4,)))
+    dictionary.input_size = 8.0
+    optimizer = optim.build(dictionary, name, PLAIN)
+    with optimizer.averaged():
+        before = {key: value.detach().clone() for key, value in dictionary.named_parameters()}
+    for parameter in dictionary.parameters():
+        parameter.grad = torch.full_like(parameter, 0.3)
+    optimizer.step()
+    moved = {key: (value - before[key]).abs().max().item() for key, value in dictionary.named_parameters()}
+    assert moved["b_enc"] == pytest.approx(8 * moved["b_dec"], rel=1e-4)
+    assert moved["b_dec"] == pytest.approx(PLAIN.lr, rel=1e-4)
 
 
 def test_sign_sgd_by_hand():

@@ -5,7 +5,13 @@ import torch
 from accelerate import Accelerator
 from torch.nn.functional import normalize
 
-from sae.architectures.configs import CrossLayerTranscoderConfig, MatchingPursuitConfig, ReLUConfig, TopKConfig
+from sae.architectures.configs import (
+    CrossLayerTranscoderConfig,
+    MatchingPursuitConfig,
+    ReLUConfig,
+    SwitchConfig,
+    TopKConfig,
+)
 from sae.architectures.relu import ReLUSAE
 from sae.dictionary import Shape, Step
 from sae.errors import ConfigError
@@ -181,14 +187,14 @@ def test_without_dead_latents_nothing_is_read(pairs):
     [
         (X, MatchingPursuitConfig(n_latents=32, k=3), "matching_pursuit"),
         (Places(("x",), ("y",)), CrossLayerTranscoderConfig(n_latents=32), "cross_layer_transcoder"),
+        (X, SwitchConfig(n_latents=32, k=3, n_experts=2), "switch"),
     ],
 )
 def test_what_cannot_be_resampled_is_refused(store, tmp_path, places, sae, name):
     with pytest.raises(ConfigError) as caught:
         train(store, tmp_path / "a", choices(resample_tokens=2560), sae, places)
     assert str(caught.value) == (
-        f"train.resample_tokens = 2560: must be 0 with sae.type = {name}, whose latents have no encoder row to start "
-        "again from"
+        f"train.resample_tokens = 2560: must be 0 with sae.type = {name}, whose latents cannot start again from a row"
     )
     assert contents(tmp_path / "a") == {}
 
