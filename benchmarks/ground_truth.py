@@ -4,15 +4,18 @@ python -m benchmarks.ground_truth [--minutes 120] [--smoke]
 
 The world is SynthSAEBench-16k: 16,384 features in 768 dimensions, dictionaries of 4,096 latents. All
 see the same batches in the same order, have Adam with the same peak learning rate and a linear decay
-over the last 20 % of the steps; everything else is the framework's own default (`benchmarks/peers/`).
+over the last 20 % of the steps, and call a latent dead after the same number of silent rows; everything
+else is as the framework's authors use it (`benchmarks/peers/`).
 Each is compared at the same L0 on test rows: a knob (k, or a penalty's coefficient) is searched on
 seed 0 until it is met, and then kept for the other seeds. Every try is recorded.
 
 Runs are kept in `docs/results/ground_truth.json` as they come, each with what it was told, so that the
-matrix can be run over many sittings: a run that is there is not repeated, a changed default is.
+matrix can be run over many sittings, and several processes can share it (`--frameworks`, `--families`):
+a run that is there is not repeated; one with another default or of another version of the framework is.
 """
 
 import argparse
+import fcntl
 import json
 import logging
 import os
@@ -33,6 +36,7 @@ from benchmarks.peers.exchange import Job
 from benchmarks.world import FULL, SMOKE, Scale, judge, prepare
 from sae.architectures.configs import MatryoshkaConfig
 from sae.files import digest_json, read_json
+from sae.run import VERSIONS
 
 Run = Mapping[str, Any]
 """What it was told (`told`), the `target` it was tried for, `figures`, and `facts` of its process."""
@@ -56,7 +60,7 @@ FAMILIES: Mapping[str, Mapping[str, str]] = {
     "gated": {OURS: "gated", "SAELens": "gated", "dictionary_learning": "gated"},
     "p_anneal": {OURS: "p_anneal", "dictionary_learning": "p_anneal"},
     "matching_pursuit": {OURS: "matching_pursuit", "SAELens": "matching_pursuit"},
-    "jumprelu_tanh": {OURS: "jumprelu_tanh"},
+    "jumprelu_tanh": {OURS: "jumprelu_tanh", "SAELens": "jumprelu_tanh"},
     "switch": {OURS: "switch"},
 }
 """The same architecture by each framework's name for it."""
@@ -69,6 +73,7 @@ FIRST_COEFFICIENTS: Mapping[tuple[str, str], float] = {
     (OURS, "p_anneal"): 1.6,
     ("SAELens", "standard"): 4.0,
     ("SAELens", "jumprelu"): 4.0,
+    ("SAELens", "jumprelu_tanh"): 5.0,
     ("SAELens", "gated"): 5.5,
     ("dictionary_learning", "standard"): 0.1,
     ("dictionary_learning", "standard_april"): 0.12,
@@ -110,7 +115,7 @@ def _settings(framework: str, architecture: str, knob: float, n_latents: int, st
     if framework == OURS:
         return sae_atlas.settings(architecture, knob, n_latents)
     if framework == "SAELens":
-        return saelens.settings(architecture, knob, prefixes)
+        return saelens.settings(architecture, knob, prefixes, steps)
     return dictionary_learning.settings(architecture, knob, prefixes, steps)
 
 
@@ -159,7 +164,17 @@ def told(plan: Plan, cell: Cell, knob: float) -> dict[str, Any]:
         "lr": plan.lr,
         "scale": plan.scale.digest,
         "settings": plan.settings(cell.framework, cell.architecture, knob),
+        "version": version(cell.framework),
     }
+
+
+@cache
+def version(framework: str) -> str:
+    """Of a peer its release, as `make peers` installs it; of ours that of the code that learns."""
+    if framework == OURS:
+        return str(VERSIONS["dictionary"])
+    pinned = (ROOT / "benchmarks" / "peers" / f"{framework.lower()}.txt").read_text()
+    return next(line for line in pinned.splitlines() if line and not line.startswith("#"))
 
 
 def kept(plan: Plan, cell: Cell, runs: Sequence[Run]) -> list[Run]:
@@ -210,6 +225,7 @@ def execute(plan: Plan, run: Run, folder: Path) -> dict[str, Any]:
         batch=plan.scale.batch,
         steps=plan.scale.steps,
         lr=plan.lr,
+        dead_rows=plan.scale.dead_rows,
         data=str(folder / f"data-{run['seed']}"),
         order=str(folder / f"order-{run['seed']}.safetensors"),
         test=str(folder / "test.safetensors"),
@@ -240,20 +256,36 @@ def plan_of(figures: Mapping[str, Any]) -> Plan:
 def main() -> None:
     plan, minutes, folder, path = _arguments()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    figures: dict[str, Any] = read_json(path)["figures"] if path.exists() else {"runs": []}
-    figures["plan"] = _plan_facts(plan)
     started, failed = time.monotonic(), set()
-    while (run := next_run(plan, figures["runs"], failed)) and time.monotonic() - started < 60 * minutes:
+    while (run := next_run(plan, recorded(path)["runs"], failed)) and time.monotonic() - started < 60 * minutes:
         try:
-            figures["runs"].append(execute(plan, run, folder))
+            done = execute(plan, run, folder)
         except subprocess.CalledProcessError:
             logging.exception("%s %s is left out of this sitting", run["framework"], run["architecture"])
             failed.add((run["framework"], run["architecture"]))
             continue
-        results.save("ground_truth", figures, path)
-        _log(figures["runs"][-1])
+        record(path, plan, done)
+        _log(done)
     if failed:
         sys.exit(f"failed: {sorted(failed)}")
+
+
+def recorded(path: Path) -> dict[str, Any]:
+    """All that has been measured."""
+    return read_json(path)["figures"] if path.exists() else {"runs": [], "sittings": []}
+
+
+def record(path: Path, plan: Plan, run: Run) -> None:
+    """Add a run to the results, to which other processes may be adding theirs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        figures = recorded(path)
+        figures["plan"] = _plan_facts(plan)
+        figures["runs"].append(run)
+        sitting = results.command("ground_truth")
+        figures["sittings"] = list(dict.fromkeys([*figures["sittings"], sitting]))
+        results.save("ground_truth", figures, path)
 
 
 def _log(run: Run) -> None:

@@ -34,10 +34,10 @@ class Mean(NamedTuple):
         return f"{self.value:.3f}" if math.isnan(self.error) else f"{self.value:.3f} ± {self.error:.3f}"
 
 
-def section(plan: Plan, runs: Sequence[Run]) -> str:
+def section(plan: Plan, runs: Sequence[Run], sittings: Sequence[str] = ()) -> str:
     """Everything that docs/benchmarks.md says of the benchmark."""
     tables = [_table(plan, runs, target) for target in plan.targets]
-    return "\n".join([_about(plan), *tables, _verdict(plan, runs), _searches(plan, runs)])
+    return "\n".join([_about(plan), *tables, _verdict(plan, runs), _searches(plan, runs), _sittings(sittings)])
 
 
 def means(plan: Plan, runs: Sequence[Run], family: str, framework: str, target: float) -> dict[str, Mean]:
@@ -58,12 +58,14 @@ def _about(plan: Plan) -> str:
 
 SynthSAEBench-16k (`train/synthetic.py`): {scale.world.n_features:,} features in {scale.world.d_in} dimensions,
 dictionaries of {scale.n_latents:,} latents. Each was trained on **{scale.tokens:,} tokens** (rows) in batches of
-{scale.batch:,}, the same rows in the same order in every framework, with Adam at a peak learning rate of {plan.lr:g}
-and a linear decay over the last 20 %; all else is the framework's own default (`benchmarks/peers/`). Figures are of
-{scale.test_rows:,} other rows, with latents as they are in use: mean ± standard error over {plan.seeds} seeds (samples,
-initial weights, order of rows) in one world. L0 is what was met on them. The published runs saw 200,000,000 tokens at a
-learning rate of 3e-4: a hundred times more, and their rows stand here for orientation only. F1, MCC and uniqueness as
-in `sae/truth.py`; EV is the explained variance.
+{scale.batch:,}, the same rows in the same order in every framework, with Adam at a peak learning rate of {plan.lr:g},
+a linear decay over the last 20 %, and AuxK for latents that were silent for {scale.dead_rows:,} rows; all else is as
+the framework's authors use it (`benchmarks/peers/` says how). No learning rate was searched, and it was in this world
+that [the first weights](decisions/first-weights.md) were chosen. Figures are of {scale.test_rows:,} other rows, with
+latents as they are in use: mean ± standard error over {plan.seeds} seeds (samples,
+initial weights, order of rows) in one world. L0 is what was met on them. The published runs saw 200,000,000 tokens,
+{200e6 / scale.tokens:.0f} times as many, at a learning rate of 3e-4; their rows stand here for orientation only.
+F1, MCC and uniqueness as in `sae/truth.py`; EV is the explained variance.
 """
 
 
@@ -91,16 +93,24 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def is_fair(plan: Plan, ours: Mapping[str, Mean], theirs: Mapping[str, Mean], target: float) -> bool:
+    """Whether two may be compared: both at the table's L0, and no further from each other than it allows."""
+    is_near = abs(ours["l0"].value - theirs["l0"].value) <= plan.tolerance
+    return is_near and is_met(plan, ours, target) and is_met(plan, theirs, target)
+
+
 def _verdict(plan: Plan, runs: Sequence[Run]) -> str:
-    """How often ours is better, as good, or worse, by the standard error of the difference."""
+    """How often ours is better, as good, or worse, by the standard error of the difference; nothing of one seed,
+    which has none."""
+    if plan.seeds < 2:
+        return ""
     counts, worse = {"better": 0, "as good": 0, "worse": 0}, []
     for target in plan.targets:
         for family in plan.families:
             ours = means(plan, runs, family, OURS, target)
             for name in plan.frameworks:
                 theirs = means(plan, runs, family, name, target) if name in FAMILIES[family] and name != OURS else {}
-                is_fair = ours and theirs and is_met(plan, ours, target) and is_met(plan, theirs, target)
-                for metric in JUDGED if is_fair else ():
+                for metric in JUDGED if ours and theirs and is_fair(plan, ours, theirs, target) else ():
                     outcome = compare(ours[metric], theirs[metric])
                     counts[outcome] += 1
                     if outcome == "worse":
@@ -115,8 +125,8 @@ def _verdict(plan: Plan, runs: Sequence[Run]) -> str:
 
 
 def compare(ours: Mean, theirs: Mean) -> str:
-    """`better`, `as good` or `worse`; with one seed there is no standard error, and it counts as 0."""
-    error = math.hypot(*(0.0 if math.isnan(mean.error) else mean.error for mean in (ours, theirs)))
+    """`better`, `as good` or `worse`, by the standard error of the difference."""
+    error = math.hypot(ours.error, theirs.error)
     difference = ours.value - theirs.value
     return "as good" if abs(difference) <= error else "better" if difference > 0 else "worse"
 
@@ -134,5 +144,12 @@ def _searches(plan: Plan, runs: Sequence[Run]) -> str:
     return "\n".join([*lines, "\n</details>\n"])
 
 
+def _sittings(sittings: Sequence[str]) -> str:
+    commands = "".join(f"- `{command}`\n" for command in sittings)
+    return f"<details><summary>The sittings in which it was measured</summary>\n\n{commands}\n</details>\n"
+
+
 def _is_of(plan: Plan, run: Mapping[str, Any]) -> bool:
-    return (run["scale"], run["lr"]) == (plan.scale.digest, plan.lr)
+    names = ("framework", "architecture", "knob")
+    settings = plan.settings(*(run[name] for name in names))
+    return (run["scale"], run["lr"], run["settings"]) == (plan.scale.digest, plan.lr, settings)

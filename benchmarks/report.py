@@ -76,7 +76,7 @@ def _harvest_section(figures: dict[str, Any]) -> str:
 
 
 def _ground_truth_section(figures: dict[str, Any]) -> str:
-    return ground_truth_tables.section(ground_truth.plan_of(figures), figures["runs"])
+    return ground_truth_tables.section(ground_truth.plan_of(figures), figures["runs"], figures["sittings"])
 
 
 def _architectures() -> str:

@@ -17,10 +17,14 @@ RESULTS = Path(__file__).parent.parent / "docs" / "results"
 def save(name: str, figures: dict[str, Any], path: Path | None = None) -> Path:
     """Write `docs/results/<name>.json`, or `path`."""
     path = path or RESULTS / f"{name}.json"
-    command = f"python -m benchmarks.{name} " + " ".join(sys.argv[1:])
     date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    write_json(path, {"command": command.strip(), "hardware": hardware(), "date": date, "figures": figures})
+    write_json(path, {"command": command(name), "hardware": hardware(), "date": date, "figures": figures})
     return path
+
+
+def command(name: str) -> str:
+    """As it was typed."""
+    return " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]])
 
 
 def hardware() -> dict[str, Any]:

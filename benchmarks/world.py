@@ -50,6 +50,11 @@ class Scale:
     def steps(self) -> int:
         return self.tokens // self.batch
 
+    @property
+    def dead_rows(self) -> int:
+        """Silent rows after which a latent is dead, a tenth of the run."""
+        return self.tokens // 10
+
     def facts(self) -> dict[str, Any]:
         """What the rows depend on."""
         sizes = {"n_latents": self.n_latents, "batch": self.batch, "tokens": self.tokens, "test_rows": self.test_rows}

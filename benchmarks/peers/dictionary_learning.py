@@ -1,12 +1,11 @@
 """dictionary_learning (`dictionary-learning` on PyPI): its trainers in its `trainSAE`, its loader for the test rows.
 
-Its defaults are for runs of 100,000 steps and more: penalties warm up over 2,000, p falls from step
-15,000 (to 0, which divides by 0). So it is used as in its authors' demonstration, on which its
-released dictionaries rest (github.com/adamkarvonen/dictionary_learning_demo, commit 5556329): inputs of
-mean squared norm 1, learning rates that warm up over 10 steps and penalties over 50, p from 1 to 0.2
-with the penalty `Lp^p`. What remains is its default, among it: AuxK after 10 million silent rows. Two
-counts of steps are cut to fit the run: p begins to fall after a tenth of it (the demonstration:
-10,000 of 122,070 steps), and thresholds for use are averaged from its middle on, if that is before step 1,000.
+Its defaults are for runs of 100,000 steps and more, so it is used as in its authors' demonstration, with
+which they reproduce SAE Bench's dictionaries (github.com/adamkarvonen/dictionary_learning_demo, commit
+1436674): inputs of mean squared norm 1, p from 1 to 0.2 with the penalty `Lp^p`. Its counts of steps are
+kept as shares of its 244,140: learning rates warm up over 1,000, penalties over 5,000, p begins to fall
+after 10,000. Thresholds for use are averaged from the run's middle on, if that is before step 1,000.
+Everything else that is not named here is its default.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,26 +28,30 @@ KNOBS = {
     "p_anneal": "initial_sparsity_penalty",
 }
 """What sets the L0 of each architecture."""
-WARMUP_STEPS, PENALTY_WARMUP_STEPS = 10, 50
+STEPS, WARMUP_STEPS, PENALTY_WARMUP_STEPS, ANNEAL_START = 244_140, 1000, 5000, 10_000  # of the demonstration
 
 
 def settings(architecture: str, knob: float, prefixes: Sequence[int], steps: int) -> dict[str, Any]:
     """The arguments of its trainer that we set."""
     chosen: dict[str, Any] = {
         KNOBS[architecture]: knob,
-        "warmup_steps": WARMUP_STEPS,
+        "warmup_steps": _share(WARMUP_STEPS, steps),
         "decay_start": steps - steps // 5,
     }
     if architecture in ("topk", "batch_topk", "matryoshka"):
         chosen["threshold_start_step"] = min(1000, steps // 2)
     else:
-        chosen["sparsity_warmup_steps"] = PENALTY_WARMUP_STEPS
+        chosen["sparsity_warmup_steps"] = _share(PENALTY_WARMUP_STEPS, steps)
     if architecture == "matryoshka":
         widths = [end - start for start, end in zip((0, *prefixes), prefixes, strict=False)]
         chosen["group_fractions"] = [width / prefixes[-1] for width in widths]
     if architecture == "p_anneal":
-        chosen |= {"anneal_start": steps // 10, "p_end": 0.2, "sparsity_function": "Lp^p"}
+        chosen |= {"anneal_start": _share(ANNEAL_START, steps), "p_end": 0.2, "sparsity_function": "Lp^p"}
     return chosen
+
+
+def _share(count: int, steps: int) -> int:
+    return max(1, round(count * steps / STEPS))
 
 
 def train(job: Job) -> Found:
@@ -57,7 +60,7 @@ def train(job: Job) -> Found:
 
     config = {
         **job.settings,
-        "trainer": _trainer(job.architecture),
+        "trainer": _with_dead_rows(_trainer(job.architecture), job.dead_rows),
         "steps": job.steps,
         "activation_dim": job.d_in,
         "dict_size": job.n_latents,
@@ -103,6 +106,18 @@ def _trainer(architecture: str) -> type:
         "gated": gdm.GatedSAETrainer,
         "p_anneal": p_anneal.PAnnealTrainer,
     }[architecture]
+
+
+def _with_dead_rows(trainer: type, dead_rows: int) -> type:
+    """The trainer with another window of silence, where it has one: no argument sets it."""
+
+    class Trainer(trainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            if hasattr(self, "dead_feature_threshold"):
+                self.dead_feature_threshold = dead_rows
+
+    return Trainer
 
 
 def _decoder(used: Any) -> tuple[torch.Tensor, torch.Tensor]:

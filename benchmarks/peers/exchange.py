@@ -35,6 +35,8 @@ class Job:
     steps: int
     lr: float
     """Peak learning rate; it falls linearly to 0 over the last 20 % of the steps."""
+    dead_rows: int
+    """A latent is dead, and AuxK revives it, when it has not fired for so many rows."""
     data: str
     """Folder of the training rows, an activations box."""
     order: str

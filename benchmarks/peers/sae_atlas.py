@@ -1,6 +1,7 @@
 """Ours, as `sae train` does it; everything that is not named in `settings` is the architecture's default."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -40,18 +41,27 @@ def settings(architecture: str, knob: float, n_latents: int) -> dict[str, Any]:
     chosen = {KNOBS[architecture]: knob, "n_latents": n_latents}
     if architecture == "switch" and n_latents < 256:  # an expert of fewer than 16 latents is none
         chosen["n_experts"] = n_latents // 16
-    return to_json(parse(configs.get(architecture), chosen, "sae"))
+    sae = parse(configs.get(architecture), chosen, "sae")
+    # the recipe stands beside the fields, so that a changed one is seen
+    return {**to_json(sae), "recipe": asdict(sae.recipe)}
 
 
 def train_config(job: Job) -> TrainConfig:
     """`sae train`'s, but for what all frameworks share, and without evaluations on the way."""
     return TrainConfig(
-        tokens=job.steps * job.batch, batch=job.batch, lr=job.lr, decay=0.2, evaluate_every=0, tracker="none"
+        tokens=job.steps * job.batch,
+        batch=job.batch,
+        lr=job.lr,
+        decay=0.2,
+        dead_tokens=job.dead_rows,
+        evaluate_every=0,
+        tracker="none",
     )
 
 
 def train(job: Job) -> Found:
-    sae = parse(configs.get(job.architecture), job.settings, "sae")
+    fields = {key: value for key, value in job.settings.items() if key != "recipe"}
+    sae = parse(configs.get(job.architecture), fields, "sae")
     out = Path(job.out) / "dictionary"
     out.mkdir(parents=True, exist_ok=True)
     store = ActivationStore(open_box(Path(job.data)))
