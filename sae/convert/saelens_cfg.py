@@ -33,32 +33,50 @@ METADATA = (
     "model_class_name",
 )
 """Of `metadata`, and before version 6 of cfg.json itself: what speaks of the network and the text."""
+VERSIONS = ("sae_lens_version", "sae_lens_training_version")
+"""Of cfg.json itself, before version 6."""
+OLD = ("activation_fn", "activation_fn_str", "activation_fn_kwargs", "hook_point")
+"""Only files from before version 6 have one of these."""
 
 
 def modern(raw: Mapping[str, Any], where: Path) -> dict[str, Any]:
     """cfg.json as version 6 has it; before that the activation had a name and arguments of its own."""
-    cfg = {"metadata": {}, **raw}
-    version = str(cfg["metadata"].get("sae_lens_version") or cfg.get("sae_lens_version") or "0")
-    major = re.match(r"\d+", version)
-    if major is None or int(major[0]) < 6:
-        renamed = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"}
-        old = {renamed.get(key, key): value for key, value in raw.items()}
-        cfg["metadata"] = {key: old[key] for key in METADATA if key in old}
-        # what these fields mean where they are missing, which came later than such files
-        is_transcoder = cfg.get("architecture") in TRANSCODERS
-        cfg = {"rescale_acts_by_decoder_norm": False, "apply_b_dec_to_input": not is_transcoder, **cfg}
-        cfg.setdefault("architecture", "standard")
-        activation = cfg.get("activation_fn_str", cfg.get("activation_fn", "relu"))
-        if activation == "topk":
-            cfg |= {"architecture": "topk", **(cfg.get("activation_fn_kwargs") or {})}
-        elif activation != "relu":
-            raise FormatError(f"{where}: activation_fn = {activation!r}: has no counterpart here, must be relu or topk")
-        if isinstance(cfg.get("normalize_activations"), bool):
-            cfg["normalize_activations"] = "expected_average_only_in" if cfg["normalize_activations"] else "none"
+    metadata = raw.get("metadata") or {}
+    if not isinstance(metadata, Mapping):
+        raise FormatError(f"{where}: metadata = {metadata!r}: must be a mapping of fields to values")
+    renamed = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"}
+    flat = {renamed.get(key, key): value for key, value in raw.items()}
+    cfg = {**raw, "metadata": {**{key: flat[key] for key in METADATA if key in flat}, **metadata}}
+    if _is_old(raw, metadata):
+        cfg = _of_old(cfg, where)
     cfg["normalize_activations"] = cfg.get("normalize_activations") or "none"
     if "architecture" not in cfg:
         raise FormatError(f"{where}: architecture: is missing, must be the name of one of SAELens' architectures")
     return cfg
+
+
+def _is_old(raw: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
+    """Whether it is from before version 6, by its version, or, where it has none, by fields that 6 did away with."""
+    for version in (metadata.get("sae_lens_version"), *(raw.get(name) for name in VERSIONS)):
+        major = re.match(r"\d+", str(version))
+        if major is not None:
+            return int(major[0]) < 6
+    return any(name in raw for name in OLD)
+
+
+def _of_old(cfg: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """With what the fields that such files lack meant then: they came later, all but the selection of batch top-k."""
+    new = {"architecture": "standard", "apply_b_dec_to_input": cfg.get("architecture") not in TRANSCODERS, **cfg}
+    activation = cfg.get("activation_fn_str", cfg.get("activation_fn", "relu"))
+    if activation == "topk":
+        new |= {"architecture": "topk", **(cfg.get("activation_fn_kwargs") or {})}
+    elif activation != "relu":
+        raise FormatError(f"{where}: activation_fn = {activation!r}: has no counterpart here, must be relu or topk")
+    if new["architecture"] == "topk":
+        new.setdefault("rescale_acts_by_decoder_norm", False)
+    if isinstance(cfg.get("normalize_activations"), bool):
+        new["normalize_activations"] = "expected_average_only_in" if cfg["normalize_activations"] else "none"
+    return new
 
 
 def subtracts(where: Path, cfg: Mapping[str, Any], answers: Answers) -> bool:
@@ -101,7 +119,7 @@ def metadata(facts: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, A
     """What speaks of the network and the text, from our facts and the cfg.json that it may have come from."""
     hooks = {"hook_name": places.site(facts, "inputs"), "hook_name_out": places.site(facts, "outputs")}
     known = {key: places.to_hook(site) for key, site in hooks.items()} | {"model_name": facts.get("model")}
-    kept = {key: value for key, value in (theirs | theirs.get("metadata", {})).items() if key in METADATA}
+    kept = {key: value for key, value in (theirs | (theirs.get("metadata") or {})).items() if key in METADATA}
     kept |= {key: value for key, value in facts.get("hooks", {}).items() if key in hooks}
     named = {key: value for key, value in known.items() if value is not None}
     return {**kept, **named, "sae_lens_version": VERSION, "sae_lens_training_version": None}

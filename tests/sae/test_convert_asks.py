@@ -11,7 +11,7 @@ from sae.errors import ConfigError, FormatError
 from tests.sae import peers
 from tests.sae.checks import close
 
-B_DEC = "apply_b_dec_to_input"
+B_DEC, RESCALE = "apply_b_dec_to_input", "rescale_acts_by_decoder_norm"
 
 
 def asked(source, **answers: str) -> str:
@@ -26,6 +26,17 @@ def asked(source, **answers: str) -> str:
 def lose(name: str):
     """A change of SAELens' or sparsify's cfg.json that leaves a field out."""
     return lambda folder: peers.edit_json(folder / "cfg.json", **{name: None})
+
+
+def lose_version(*names: str, **more):
+    """A change of SAELens' cfg.json that leaves its metadata out, and with it its version."""
+    return lambda folder: peers.edit_json(folder / "cfg.json", metadata=None, **dict.fromkeys(names), **more)
+
+
+def nullify_metadata(folder):
+    content = json.loads((folder / "cfg.json").read_text()) | {"metadata": None}
+    del content[B_DEC]
+    (folder / "cfg.json").write_text(json.dumps(content))
 
 
 def flat_gemma(folder):
@@ -75,6 +86,11 @@ QUESTIONS = [
     ("saelens/topk", lose("rescale_acts_by_decoder_norm"), "rescale_acts_by_decoder_norm", "true or false"),
     ("saelens/standard", lose(B_DEC), B_DEC, "true or false"),
     ("saelens/matching_pursuit", lose(B_DEC), B_DEC, "true or false"),
+    ("saelens/jumprelu", lose_version(B_DEC), B_DEC, "true or false"),
+    ("saelens/jumprelu", nullify_metadata, B_DEC, "true or false"),
+    ("saelens/batchtopk", lose_version(RESCALE, k=4), RESCALE, "true or false"),
+    ("saelens/batchtopk", lose_version(RESCALE, k=4, activation_fn="relu"), RESCALE, "true or false"),
+    ("saelens/topk", lose_version(RESCALE), RESCALE, "true or false"),
     ("saelens/standard_scaled/1344", lose_scaler, "scaling_factor", "a number above 0"),
 ]
 
@@ -224,3 +240,44 @@ def test_decoder_norms_need_no_question_where_they_are_1(tmp_path):
     tensors = load_file(weights)
     save_file({**tensors, "W_dec": torch.nn.functional.normalize(tensors["W_dec"], dim=1)}, weights)
     assert convert.read(folder).dictionary.cfg.decoder == "unit"
+
+
+# --- SAELens' cfg.json from before version 6 ---
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [
+        {"activation_fn": "relu"},
+        {"activation_fn_str": "relu"},
+        {"activation_fn_kwargs": {}},
+        {"hook_point": "blocks.5.hook_mlp_out"},
+        {"sae_lens_version": "5.1.0"},
+        {"sae_lens_training_version": "3.12.1"},
+    ],
+)
+def test_an_old_file_shows_by_its_fields_or_its_version(sign, tmp_path):
+    """It has the pre-bias that all had then; with a version of 6 beside the same field it is asked for."""
+    folder = peers.copy("saelens/standard", tmp_path)
+    lose_version(B_DEC, **sign)(folder)
+    x, latents = (peers.expected("saelens/standard")[name] for name in ("x", "latents"))
+    close(peers.outputs(folder, x)[0], latents, atol=1e-5)
+    peers.edit_json(folder / "cfg.json", metadata={"sae_lens_version": "6.0.0"})
+    assert f"{B_DEC}: cannot be known" in asked(folder)
+
+
+def test_without_a_version_the_place_is_still_known(tmp_path):
+    folder = peers.copy("saelens/standard", tmp_path)
+    lose_version(hook_name="blocks.3.hook_mlp_out", model_name="gpt2")(folder)
+    found = convert.read(folder).facts
+    assert (found["inputs"], found["model"]) == (["mlp_out.3"], "gpt2")
+
+
+def test_metadata_of_null_is_none(tmp_path):
+    folder = peers.copy("saelens/standard", tmp_path / "theirs")
+    nullify_metadata(folder)
+    found = convert.read(folder, {B_DEC: "true"})
+    convert.write(found.dictionary, found.facts, "saelens", tmp_path / "again")
+    peers.edit_json(folder / "cfg.json", metadata=[1])
+    with pytest.raises(FormatError, match=r"metadata = \[1\]: must be a mapping"):
+        convert.read(folder)
