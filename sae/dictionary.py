@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from sae import kernels
-from sae.architectures.configs import InitBias, SAEConfig
+from sae.architectures.configs import SAEConfig
 from sae.errors import ConfigError
 from sae.latents import Latents
 from sae.losses import auxk, ghost, squared_error
 from sae.scaling import RowScale, Scaling, SiteStats
 from sae.select import Selection, TopK
+from sae.weights import centre, normalise_rows, remove_parallel_gradient, rms_norm
 
-FIT_ROWS = 4096  # of the sample, by which the encoder's size is set
+FIT_ROWS, FIT_CHUNK = 4096, 512  # of the sample, by which the encoder's size is set
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,10 @@ class Dictionary(nn.Module, ABC):
         """The same function with what served its training only folded into the weights."""
         return self
 
-    def measured(self) -> "Dictionary":
-        """The same output by latents that are measured by what they write, where training has left that open."""
+    def with_unit_rows(self) -> "Dictionary":
+        """The same output by latents whose decoder rows have norm 1 (Conerly et al. 2024, after training), where
+        the encoder can take up the former norms; latents are then as large as what they write. Rows of several
+        sites or layers keep theirs, which are compared."""
         return self
 
 
@@ -160,7 +163,7 @@ class SAE(Dictionary):
     per_latent: ClassVar[tuple[str, ...]] = ("W_enc", "b_enc", "W_dec")
     """Parameters with a row for each latent, which `reseed` sets."""
     is_homogeneous: ClassVar[bool] = False
-    """Whether each latent is scaled alone, and by the same factor, where its encoder row and biases are."""
+    """Whether a latent whose encoder row and biases are scaled is scaled by the same factor, and it alone."""
     can_reseed: ClassVar[bool] = True
     """Whether a latent with `reseed`'s weights can fire on the row that it was given."""
     cfg: SAEConfig
@@ -177,12 +180,11 @@ class SAE(Dictionary):
         self.W_skip = nn.Parameter(torch.zeros(shape.d_out, shape.d_in)) if cfg.skip else None
         self.register_buffer("variance", torch.ones(()))
         self.variance: Tensor
-        self.input_size = self.target_size = 1.0  # root mean square of a row's norm
+        self.input_size = self.target_size = 1.0  # root mean square of a row's norm at one site
         self.scaling = Scaling(cfg.normalise, shape.inputs)
-        is_by_row = cfg.normalise in ("layer_norm", "row_norm")
-        self.target_scaling = (
-            None if shape.outputs is None else Scaling("none" if is_by_row else cfg.normalise, shape.outputs)
-        )
+        # what is written has no row's own scale at hand: it is read from the input
+        by_site = "mean_norm" if cfg.normalise in ("layer_norm", "row_norm") else cfg.normalise
+        self.target_scaling = None if shape.outputs is None else Scaling(by_site, shape.outputs)
 
     @abstractmethod
     def selection(self) -> Selection:
@@ -209,7 +211,9 @@ class SAE(Dictionary):
         if self.target_scaling is not None:
             self.target_scaling.fit(stats.outputs, stats.target)
             target = self.target_scaling.enter(stats.target)
-        self.input_size, self.target_size = size(x), size(target)
+        n_sites = len(self.shape.outputs or self.shape.inputs)
+        self.input_size = rms_norm(x) / len(self.shape.inputs) ** 0.5
+        self.target_size = rms_norm(target) / n_sites**0.5
         self.variance.copy_(target.double().var(dim=0, correction=0).sum())
         self.first_weights(x, target, generator)
         if self.cfg.fit_encoder and self.target_scaling is None:
@@ -237,10 +241,13 @@ class SAE(Dictionary):
     def _fit_encoder(self, x: Float[Tensor, "n d_in"]) -> None:
         """Scale the encoder so that the first reconstructions are right in size: in the direction of the
         data many latents fire a little, and their sum is too long, or, where few may fire, too short."""
-        recon, centred = kernels.decode(self._encode(x), self.W_dec), x - self.b_dec
-        gain = (recon * centred).sum() / recon.square().sum().clamp_min(1e-30)
-        if gain > 0:
-            self.W_enc.mul_(gain)
+        along, square = 0.0, 0.0
+        for rows in x.split(FIT_CHUNK):
+            recon = kernels.decode(self._encode(rows), self.W_dec)
+            along += (recon * (rows - self.b_dec)).sum().item()
+            square += recon.square().sum().item()
+        if along > 0:
+            self.W_enc.mul_(along / square)
 
     def units(self) -> Mapping[str, float]:
         return {"b_enc": self.input_size, "b_dec": self.target_size}
@@ -347,13 +354,12 @@ class SAE(Dictionary):
         self.b_enc.mul_(by)
 
     @torch.no_grad()
-    def measured(self) -> "SAE":
-        """Rows of a free decoder get norm 1, and the encoder what they had (Conerly et al. 2024)."""
-        if self.cfg.decoder == "unit" or not self.is_homogeneous:
+    def with_unit_rows(self) -> "SAE":
+        norms = self.W_dec.norm(dim=1)
+        norms[norms == 0] = 1
+        if not self.is_homogeneous or bool(((norms - 1).abs() < 1e-4).all()):
             return self
         plain = deepcopy(self)
-        norms = plain.W_dec.norm(dim=1)
-        norms[norms == 0] = 1
         plain._scale_latents(norms)
         plain.W_dec.div_(norms[:, None])
         return plain
@@ -380,58 +386,3 @@ class SAE(Dictionary):
             b_dec -= plain.W_skip.double() @ mean
         plain.b_dec.copy_(b_dec)
         return plain.train(self.training)
-
-
-def centre(rows: Float[Tensor, "n d"], kind: InitBias) -> Float[Tensor, " d"]:
-    """Where an output bias starts, from a sample of targets."""
-    if kind == "geometric_median":
-        return geometric_median(rows)
-    return rows.double().mean(0).to(rows.dtype) if kind == "mean" else rows.new_zeros(rows.shape[1])
-
-
-def size(rows: Float[Tensor, "n d"]) -> float:
-    """Root mean square of the rows' norms."""
-    return rows.double().square().sum(1).mean().sqrt().item()
-
-
-@torch.no_grad()
-def normalise_rows(matrix: Tensor) -> None:
-    """Divide each row by its norm, in place; a zero row stays zero."""
-    norms = matrix.norm(dim=1, keepdim=True)
-    matrix.div_(torch.where(norms > 0, norms, torch.ones_like(norms)))
-
-
-@torch.no_grad()
-def remove_parallel_gradient(matrix: nn.Parameter) -> None:
-    """`g <- g - (g . d) d` for unit rows d: the part that a renormalisation would undo."""
-    if matrix.grad is not None:
-        along = (matrix.grad * matrix).sum(dim=1, keepdim=True)
-        matrix.grad.addcmul_(along, matrix, value=-1)
-
-
-@torch.no_grad()
-def geometric_median(
-    points: Float[Tensor, "n d"], tolerance: float = 1e-6, max_iterations: int = 200
-) -> Float[Tensor, " d"]:
-    """The point with the least mean distance to `points`, in float64.
-
-    Weiszfeld's iteration; a guess that lies on a point is left as in Vardi & Zhang 2000 (PNAS 97).
-    """
-    points64 = points.double()
-    guess = points64.mean(dim=0)
-    for _ in range(max_iterations):
-        distances = (points64 - guess).norm(dim=1)
-        is_away = distances > 1e-12
-        weights = torch.where(is_away, 1 / distances.clamp_min(1e-12), 0)
-        if not is_away.any():
-            break
-        target = weights @ points64 / weights.sum()
-        # points under the guess hold it with a pull of 1 each, against the pull of the others
-        pull = (weights @ (points64 - guess)).norm()
-        step = (1 - (~is_away).sum() / pull.clamp_min(1e-300)).clamp_min(0)
-        moved = guess + step * (target - guess)
-        is_settled = (moved - guess).norm() <= tolerance * (1 + guess.norm())
-        guess = moved
-        if is_settled:
-            break
-    return guess.to(points.dtype)

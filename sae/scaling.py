@@ -78,7 +78,7 @@ class Scaling(nn.Module):
             rows64 = rows.double()
             self.mean.copy_(rows64.mean(0))
             values, vectors = torch.linalg.eigh(rows64.T.cov())
-            values = values.clamp_min(values[-1] * 1e-6)  # a direction without variance is left almost alone
+            values = values.clamp_min(values[-1] * 1e-6)  # none is stretched over 1,000 times as much as the widest
             self.matrix.copy_(vectors * values.rsqrt() @ vectors.T)
             self.inverse.copy_(vectors * values.sqrt() @ vectors.T)
 

@@ -113,7 +113,7 @@ def _lower_bound(flat: Tensor, wanted: int, stride: int = 61) -> float:
     """A value that about twice as many entries exceed as are wanted, from every `stride`-th entry.
 
     Selecting among these instead of all makes the exact choice many times cheaper. The stride is a
-    prime, so that it meets every latent.
+    prime, so that it meets every latent unless their number is a multiple of it.
     """
     sample = flat[::stride]
     rank = 2 * wanted // stride + 8

@@ -76,13 +76,16 @@ class Learner:
         """Set the first weights from a sample of rows, or go on from a checkpoint.
 
         Raises:
-            DataError: the activations do not vary.
+            DataError: the activations do not vary, or a site has none but zeros.
         """
         self.pairs, self.seed = pairs, seed
         x, target = pairs.pick(rows)
         if not bool((target != target[0]).any()):
             raise DataError("the activations do not vary: every row is the same; choose another site")
         places = self.member.places
+        for site in places.sites:
+            if not self.store.stats(site).mean_square > 0:
+                raise DataError(f"the activations of {site} are all zero: choose another site")
         inputs = tuple(self.store.stats(site) for site in places.inputs)
         outputs = tuple(self.store.stats(site) for site in places.written)
         self.dictionary.initialise(InputStats(inputs, outputs, x, target), torch.Generator().manual_seed(seed))
@@ -195,7 +198,7 @@ class Learner:
         places = self.member.places
         sites = {"inputs": list(places.inputs), "outputs": places.outputs and list(places.outputs)}
         with self.used() as used:
-            hub.save(used.measured(), {**self.member.facts, **sites}, self.member.out)
+            hub.save(used.folded().with_unit_rows(), {**self.member.facts, **sites}, self.member.out)
         write_json(self.member.out / "curve.json", self.progress.curve)
         last = self.progress.curve[-1]
         return {"steps": self.progress.step, "lr": self.settings.lr, "n_dead": last["n_dead"], "fvu": last["fvu"]}

@@ -151,10 +151,12 @@ def build(dictionary: Dictionary, name: str, chosen: Settings) -> Optimizer:
 
     Raises:
         ConfigError: its package is not installed.
+        KeyError: the dictionary gives a unit to what is none of its parameters.
     """
-    units = dictionary.units()
-    groups: dict[float, Group] = {}
-    for parameter_name, parameter in dictionary.named_parameters():
+    units, groups, parameters = dictionary.units(), dict[float, Group](), dict(dictionary.named_parameters())
+    if unknown := units.keys() - parameters.keys():
+        raise KeyError(f"units() of {type(dictionary).__name__} names {sorted(unknown)}: must be parameters of it")
+    for parameter_name, parameter in parameters.items():
         unit = units.get(parameter_name, 1.0)
         groups.setdefault(unit, {"params": [], "unit": unit})["params"].append(parameter)
     optimizer = _BUILDERS[name](list(groups.values()), chosen)

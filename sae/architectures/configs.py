@@ -210,7 +210,7 @@ class JumpReLUConfig(PenaltyConfig):
     """JumpReLU with an L0 penalty (Rajamanoharan et al. 2024, arXiv:2407.14435; settings of Gemma Scope,
     arXiv:2408.05147). Thresholds and bandwidth are in units of inputs with mean squared norm 1."""
 
-    recipe: ClassVar[Recipe] = Recipe(lr=7e-5, warmup=0.01, betas=(0.0, 0.999))
+    recipe: ClassVar[Recipe] = Recipe(lr=7e-5, warmup=0.01, decay=0.0, betas=(0.0, 0.999))
 
     normalise: Normalise = "rms"
     """As for every dictionary; thresholds and bandwidth below are in its units."""
@@ -243,6 +243,8 @@ class JumpReLUConfig(PenaltyConfig):
         super().__post_init__()
         if self.init_l0 and self.fit_encoder:
             raise ValueError(f"sae.init_l0 = {self.init_l0}: must be 0 where fit_encoder = true, which sets it too")
+        if self.init_l0 and self.decoder == "unit":
+            raise ValueError(f"sae.init_l0 = {self.init_l0}: must be 0 where decoder = unit, or the first rows are not")
 
 
 @configs.register("jumprelu_tanh")

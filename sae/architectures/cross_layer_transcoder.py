@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from sae import kernels
 from sae.architectures import architectures
 from sae.architectures.configs import CrossLayerTranscoderConfig
-from sae.architectures.jumprelu import firing_biases, uniform
-from sae.dictionary import Dictionary, Forward, InputStats, Shape, Step, size
+from sae.architectures.jumprelu import firing_biases, shortfall, uniform
+from sae.dictionary import Dictionary, Forward, InputStats, Shape, Step
 from sae.errors import ConfigError
 from sae.latents import Latents
 from sae.losses import row_sum, squared_error
 from sae.scaling import Scaling
 from sae.select import JumpReLU
+from sae.weights import rms_norm
 
 
 @architectures.register("cross_layer_transcoder")
@@ -69,7 +70,7 @@ class CrossLayerTranscoder(Dictionary):
             uniform(W, self.shape.d_out**-0.5, generator)
         inputs, target = self.scaling.enter(stats.x), self.target_scaling.enter(stats.target)
         n_layers = len(self.shape.inputs)
-        self.input_size, self.target_size = size(inputs) / n_layers**0.5, size(target) / n_layers**0.5
+        self.input_size, self.target_size = rms_norm(inputs) / n_layers**0.5, rms_norm(target) / n_layers**0.5
         self.b_dec.copy_(target.double().mean(0))
         self.threshold.fill_(self.cfg.threshold)
         if self.cfg.init_l0:
@@ -105,7 +106,7 @@ class CrossLayerTranscoder(Dictionary):
             if self.cfg.preact_coef > 0:
                 own = self._own(layer)
                 pre_acts = torch.addmm(self.b_enc[own], inputs, self.W_enc[layer].T)
-                below = below + ((self.threshold[own] - pre_acts).relu() @ norms).mean()
+                below = below + shortfall(pre_acts, self.threshold[own], norms)
         terms = {"mse": squared_error(recon, target), "tanh": self.cfg.sparsity_coef * warm * penalty}
         if self.cfg.preact_coef > 0:
             terms["preact"] = self.cfg.preact_coef * below

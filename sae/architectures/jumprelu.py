@@ -94,7 +94,7 @@ def firing_biases(
     x: Float[Tensor, "n d_in"], W_enc: Float[Tensor, "m d_in"], threshold: Float[Tensor, " m"], rate: float
 ) -> Float[Tensor, " m"]:
     """Biases by which each latent is above its threshold on a share `rate` of the rows, on half at most."""
-    silent = max(1, round(len(x) * (1 - min(rate, 0.5))))
+    silent = min(max(1, round(len(x) * (1 - min(rate, 0.5)))), len(x) - 1)
     parts = [torch.kthvalue(x @ W.T, silent, dim=0).values for W in W_enc.split(256)]
     return threshold - torch.cat(parts)
 
@@ -115,4 +115,12 @@ def preact(dictionary: SAE, threshold: Tensor, out: Forward) -> Tensor:
     """`mean over rows of sum_i ReLU(threshold_i - pre_i) ||W_dec,i||`, over all latents."""
     centred = out.x if dictionary.b_pre is None else out.x - dictionary.b_pre
     pre_acts = torch.addmm(dictionary.b_enc, centred, dictionary.W_enc.T)
-    return ((threshold - pre_acts).relu() @ dictionary.W_dec.norm(dim=1)).mean()
+    return shortfall(pre_acts, threshold, dictionary.W_dec.norm(dim=1))
+
+
+def shortfall(
+    pre_acts: Float[Tensor, "batch n"], threshold: Float[Tensor, " n"], norms: Float[Tensor, " n"]
+) -> Float[Tensor, ""]:
+    """`mean over rows of sum_i ReLU(threshold_i - pre_i) norm_i`, in float32 under autocast too."""
+    with torch.autocast(pre_acts.device.type, enabled=False):
+        return ((threshold - pre_acts.to(threshold.dtype)).relu() @ norms).mean()

@@ -14,21 +14,12 @@ from torch import Tensor, nn
 from sae import kernels
 from sae.architectures import architectures
 from sae.architectures.configs import MatchingPursuitConfig
-from sae.dictionary import (
-    Dictionary,
-    Forward,
-    InputStats,
-    Shape,
-    Step,
-    centre,
-    normalise_rows,
-    remove_parallel_gradient,
-    size,
-)
+from sae.dictionary import Dictionary, Forward, InputStats, Shape, Step
 from sae.errors import ConfigError
 from sae.latents import Latents
 from sae.losses import squared_error
 from sae.scaling import Scaling
+from sae.weights import centre, normalise_rows, remove_parallel_gradient, rms_norm
 
 CHUNK_ROWS = 256  # rows whose scores of all latents are kept at a time: they should stay in cache
 
@@ -69,7 +60,7 @@ class MatchingPursuitSAE(Dictionary):
         normalise_rows(self.W_dec)
         self.b_dec.copy_(centre(x, self.cfg.init_bias))
         self.variance.copy_(x.double().var(dim=0, correction=0).sum())
-        self.input_size = size(x)
+        self.input_size = rms_norm(x)
 
     def units(self) -> Mapping[str, float]:
         return {"b_dec": self.input_size}

@@ -53,7 +53,8 @@ class SwitchSAE(SAE):
         return TopK(self.cfg.k)
 
     def _route(self, scaled: Tensor) -> Tensor:
-        return ((scaled - self.b_router) @ self.W_router.T).softmax(dim=1)
+        with torch.autocast(scaled.device.type, enabled=False):  # bfloat16 would send rows elsewhere
+            return ((scaled - self.b_router) @ self.W_router.T).softmax(dim=1)
 
     def _encode(self, scaled: Tensor) -> Latents:
         routes = self._route(scaled)

@@ -230,8 +230,10 @@ def test_first_weights():
     close(site_norms(dictionary.W_dec, dictionary.shape), torch.full((8, 2), 0.08))
     assert torch.equal(dictionary.W_enc, dictionary.W_dec)
     assert dictionary.b_dec.abs().sum() == 0
-    with_topk, _ = initialised(BatchTopKCrosscoder(CrosscoderBatchTopKConfig(n_latents=8, k=2), Shape((3, 2))))
-    close(site_norms(with_topk.W_dec, with_topk.shape), torch.ones(8, 2))
+    for decoder, norm in (("free", 1.0), ("unit", 0.5**0.5)):  # of whole rows, two sites have a half each
+        cfg = CrosscoderBatchTopKConfig(n_latents=8, k=2, decoder=decoder)
+        with_topk, _ = initialised(BatchTopKCrosscoder(cfg, Shape((3, 2))))
+        close(site_norms(with_topk.W_dec, with_topk.shape), torch.full((8, 2), norm))
 
 
 @pytest.mark.parametrize("config", [CrosscoderConfig, CrosscoderBatchTopKConfig])

@@ -33,12 +33,9 @@ from sae.dictionary import (
     InputStats,
     Shape,
     Step,
-    centre,
-    geometric_median,
-    normalise_rows,
-    remove_parallel_gradient,
 )
 from sae.scaling import SiteStats
+from sae.weights import centre, geometric_median, normalise_rows, remove_parallel_gradient
 from tests.sae import checks
 from tests.sae.checks import X, close, step, total
 
@@ -428,7 +425,7 @@ def test_warming(share, expected):
     assert [Step(i, 100, dead).warm(share) for i in (0, 5, 79)] == pytest.approx(expected)
 
 
-# --- after training: latents in units of what they write ---
+# --- after training: rows of norm 1 ---
 
 FREELY = {"n_latents": 12, "decoder": "free", "pre_bias": False}
 
@@ -442,17 +439,17 @@ FREELY = {"n_latents": 12, "decoder": "free", "pre_bias": False}
     ],
     ids=["relu", "jumprelu", "gated"],
 )
-def test_measured_latents_have_unit_rows_and_the_same_output(cls, cfg):
+def test_unit_rows_give_the_same_output(cls, cfg):
     dictionary = cls(cfg, Shape((4,))).double()
     checks.fill(dictionary, torch.Generator().manual_seed(0))
     with torch.no_grad():
         dictionary.W_dec[3] = 0
     before = {name: value.clone() for name, value in dictionary.state_dict().items()}
     x = torch.randn(50, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    measured = dictionary.measured()
+    unit = dictionary.with_unit_rows()
     norms = dictionary.W_dec.norm(dim=1)
-    close(measured.W_dec.norm(dim=1), (norms > 0).double(), atol=1e-12)
-    (f, recon), (g, again) = dictionary.reconstruct(x), measured.reconstruct(x)
+    close(unit.W_dec.norm(dim=1), (norms > 0).double(), atol=1e-12)
+    (f, recon), (g, again) = dictionary.reconstruct(x), unit.reconstruct(x)
     close(again, recon, rtol=0, atol=1e-12)
     norms[3] = 1
     close(g.dense(), f.dense() * norms, rtol=0, atol=1e-12)
@@ -465,5 +462,5 @@ def test_measured_latents_have_unit_rows_and_the_same_output(cls, cfg):
     [ReLUSAE(ReLUConfig(n_latents=4), Shape((2,))), TopKSAE(TopKConfig(n_latents=4, k=2, decoder="free"), Shape((2,)))],
     ids=["unit rows", "latents that compete in size"],
 )
-def test_other_dictionaries_are_measured_as_they_are(dictionary):
-    assert dictionary.measured() is dictionary
+def test_other_dictionaries_keep_their_rows(dictionary):
+    assert dictionary.with_unit_rows() is dictionary

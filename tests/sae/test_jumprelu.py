@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae.architectures.configs import JumpReLUConfig, JumpReLUTanhConfig
-from sae.architectures.jumprelu import JumpReLUSAE
+from sae.architectures.jumprelu import JumpReLUSAE, firing_biases
 from sae.dictionary import InputStats, Shape
 from sae.scaling import SiteStats
 from tests.reference import jumprelu as reference
@@ -243,6 +243,8 @@ def test_recipes():
     assert (tanh.penalty, tanh.tanh_scale, tanh.bandwidth, tanh.threshold) == ("tanh", 4.0, 2.0, 0.1)
     assert (tanh.preact_coef, tanh.sparsity_warmup, tanh.normalise) == (3e-6, 1.0, "mean_norm")
     assert (tanh.pre_bias, tanh.decoder, tanh.recipe.lr) == (False, "free", 2e-4)
+    assert (tanh.init_l0, tanh.fit_encoder, scope.init_l0) == (10_000, False, 0)
+    assert scope.recipe.decay == 0, "Gemma Scope's rate does not fall"
 
 
 def test_thresholds_start_where_the_configuration_says():
@@ -273,6 +275,24 @@ def test_the_first_weights_of_january(init_l0, share):
     torch.testing.assert_close(dictionary.W_enc, W_dec * 8 / 50)
     counts = dictionary.encode(rows).firing_counts()
     assert (counts - share * 1000).abs().max() <= 1, "the row at the threshold is on either side, by rounding"
+
+
+def test_a_rate_of_less_than_a_row_is_a_row():
+    x = torch.arange(10.0)[:, None]
+    biases = firing_biases(x, torch.ones(3, 1), torch.full((3,), 0.5), rate=0.01)
+    assert (x + biases > 0.5).sum(0).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("choices", "why"),
+    [
+        ({"decoder": "free"}, "where fit_encoder = true, which sets it too"),
+        ({"fit_encoder": False}, "where decoder = unit, or the first rows are not"),
+    ],
+)
+def test_first_weights_that_contradict_each_other_are_refused(choices, why):
+    with pytest.raises(ValueError, match=f"sae.init_l0 = 100: must be 0 {why}"):
+        JumpReLUConfig(init_l0=100, **choices)
 
 
 def test_without_a_first_l0_the_encoder_is_the_copy():

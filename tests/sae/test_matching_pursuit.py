@@ -15,9 +15,10 @@ from sae.architectures import matching_pursuit
 from sae.architectures.configs import MatchingPursuitConfig
 from sae.architectures.matching_pursuit import MatchingPursuitSAE
 from sae.config import parse
-from sae.dictionary import Shape, normalise_rows
+from sae.dictionary import Shape
 from sae.errors import ConfigError
 from sae.kernels import torch as plain
+from sae.weights import normalise_rows
 from tests.reference import matching_pursuit as reference
 from tests.sae import checks
 from tests.sae.checks import X, close, step

@@ -8,7 +8,8 @@ from torch.func import functional_call
 from sae import architectures
 from sae.architectures.configs import TopKConfig, configs
 from sae.architectures.topk import TopKSAE
-from sae.dictionary import Dictionary, Shape, normalise_rows
+from sae.dictionary import Dictionary, Shape
+from sae.weights import normalise_rows
 from tests.sae import checks
 from tests.sae.checks import X, close, step, total
 

@@ -173,6 +173,22 @@ def test_initialisation():
     assert angles.abs().min() < 0.9, "they are not copies"
 
 
+@pytest.mark.parametrize("normalise", ["layer_norm", "row_norm"])
+def test_what_is_written_is_scaled_where_rows_are_read_one_by_one(normalise):
+    """An error in the network's units would drown a penalty in the dictionary's, or be drowned by it."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(400, 5, generator=generator), torch.randn(400, 2, generator=generator)
+    errors = []
+    for unit in (1, 1000):
+        dictionary = ReLUSAE(ReLUConfig(n_latents=9, normalise=normalise), Shape((5,), (2,)))
+        norms = (unit * y).norm(dim=1)
+        stats = (SiteStats(5, 1.0, 1.0),), (SiteStats(2, norms.mean().item(), norms.square().mean().item()),)
+        dictionary.initialise(InputStats(*stats, x, unit * y), torch.Generator().manual_seed(1))
+        errors.append(dictionary(x, unit * y, step(n_latents=9)).terms["mse"].item())
+    assert errors[1] == pytest.approx(errors[0], rel=1e-4)
+    assert 1 < errors[0] < 10, "rows of norm sqrt(2)"
+
+
 def test_an_autoencoder_has_no_skip():
     with pytest.raises(ConfigError) as caught:
         TopKSAE(TopKConfig(skip=True), Shape((2,)))

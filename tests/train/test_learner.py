@@ -164,12 +164,16 @@ def test_weights_state_and_losses_stay_in_float32(store, tmp_path, sae, places):
     """Every architecture takes two steps, the second with all but a few latents dead."""
     cfg = choices(ema=0.9, dead_tokens=1, **HALF)
     learner, loader = learner_of(store, tmp_path / "a", cfg, sae, places)
+    kinds = {}
+    learner.model.register_forward_hook(
+        lambda _module, _args, out: kinds.update({name: term.dtype for name, term in out.terms.items()})
+    )
     for step in range(2):
         learner.step(loader.batch(step))
+    assert set(kinds.values()) == {torch.float32}, kinds
     average = learner.average
     assert average is not None
     held = {**learner.dictionary.state_dict(), **{f"average {k}": v for k, v in average.module.state_dict().items()}}
-    held |= {f"loss {name}": term for name, term in learner.terms.items()}
     for i, slots in enumerate(learner.optimizer.parts[0].state.values()):
         held |= {f"{i} {slot}": value for slot, value in slots.items()}
     low = {name: value.dtype for name, value in held.items() if value.dtype not in (torch.float32, torch.float64)}
@@ -243,17 +247,21 @@ def test_a_penalty_warms_up_over_its_share(store, tmp_path):
         (TopKConfig(n_latents=64, k=K), None),
         (ReLUConfig(n_latents=64, sparsity_coef=0.5), 0.5),
         (GatedConfig(n_latents=64, sparsity_coef=0.5), 0.5),
+        (JumpReLUConfig(n_latents=64, sparsity_coef=0.01, threshold=0.1, bandwidth=0.5), None),
         (SwitchConfig(n_latents=64, k=K, n_experts=2), None),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_what_is_learnt_does_not_depend_on_the_units(store, tmp_path, sae, coef):
-    """Rows of norm 1 instead of sqrt(d), and a penalty in that unit: the same reconstructions in the network's units.
-    (JumpReLU's window is a length too, but its default is not.)"""
+    """Rows of norm 1 instead of sqrt(d), and what a config says in that unit: the same reconstructions in the
+    network's units. Clipping, and Adam's epsilon, know of no unit."""
     found = []
-    sizes = [store.stats("x").mean_norm / D**0.5, store.stats("x").mean_square ** 0.5]
-    for normalise, coefficient in (("mean_norm", coef), ("rms", coef and coef * sizes[0] / sizes[1])):
-        own = replace(sae, normalise=normalise, **({"sparsity_coef": coefficient} if coef else {}))
+    ratio = store.stats("x").mean_norm / D**0.5 / store.stats("x").mean_square ** 0.5
+    for normalise, unit in (("mean_norm", 1.0), ("rms", ratio)):
+        own = replace(sae, normalise=normalise, **({"sparsity_coef": unit * coef} if coef else {}))
+        if isinstance(own, JumpReLUConfig):  # its error has a unit squared, its count of latents none
+            lengths = {"threshold": unit * own.threshold, "bandwidth": unit * own.bandwidth}
+            own = replace(own, sparsity_coef=unit**2 * own.sparsity_coef, **lengths)
         cfg = choices(tokens=256 * 20, clip=None, eps=1e-20)
         learner, loader = learner_of(store, tmp_path / normalise, cfg, own)
         for step in range(20):
@@ -261,6 +269,21 @@ def test_what_is_learnt_does_not_depend_on_the_units(store, tmp_path, sae, coef)
         x, _ = learner.pairs.pick(loader.batch(20))
         found.append(learner.dictionary.reconstruct(x)[1].detach())
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=2e-3 * found[0].abs().max().item())
+
+
+@pytest.mark.parametrize("normalise", ["mean_norm", "whiten"])
+def test_a_free_decoder_is_saved_with_unit_rows(store, tmp_path, normalise):
+    sae = ReLUAprilConfig(n_latents=64, normalise=normalise)
+    learner, loader = learner_of(store, tmp_path / "a", choices(tokens=256 * 3), sae)
+    for step in range(3):
+        learner.step(loader.batch(step))
+    learner.measure()
+    learner.finish()
+    x, _ = learner.pairs.pick(loader.batch(3))
+    saved = hub.load(tmp_path / "a")
+    torch.testing.assert_close(saved.directions.norm(dim=1), torch.ones(64))
+    expected = learner.dictionary.eval().reconstruct(x)[1]
+    torch.testing.assert_close(saved.reconstruct(x)[1], expected, rtol=0, atol=1e-4)
 
 
 def test_the_rate_of_each_step(store, tmp_path):
@@ -287,6 +310,13 @@ def test_a_loss_that_is_not_finite_is_told(store, tmp_path):
     with pytest.raises(DataError) as caught:
         learner.measure()
     assert str(caught.value) == "the loss is not finite at step 2: lower train.lr, or set train.clip"
+
+
+def test_a_site_of_zeros_is_refused(make_store, tmp_path):
+    rows = {"x": torch.randn(300, 4), "y": torch.zeros(300, 4)}
+    with pytest.raises(DataError) as caught:
+        train(make_store(rows, rows), tmp_path / "a", choices(), CrosscoderConfig(n_latents=8), X_AND_Y)
+    assert str(caught.value) == "the activations of y are all zero: choose another site"
 
 
 def test_rows_that_do_not_vary_are_refused(make_store, tmp_path):

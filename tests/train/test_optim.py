@@ -56,7 +56,7 @@ def push(dictionary: TopKSAE, optimizer: Optimizer, n_steps: int, first: int = 0
         (SwitchConfig(n_latents=2**12), {}, Settings(4e-4, 0.0, 0.2, (0.9, 0.999), 1e-8)),
         (BatchTopKConfig(), {}, Settings(3e-4, 0.0, 0.2, (0.9, 0.99), 1e-8)),
         (ReLUAprilConfig(), {}, Settings(5e-5, 0.0, 0.2, (0.9, 0.999), 1e-8)),
-        (JumpReLUConfig(), {}, Settings(7e-5, 0.01, 0.2, (0.0, 0.999), 1e-8)),
+        (JumpReLUConfig(), {}, Settings(7e-5, 0.01, 0.0, (0.0, 0.999), 1e-8)),
         # the run's own word comes first, also where it is 0
         (
             JumpReLUConfig(),
@@ -64,7 +64,7 @@ def push(dictionary: TopKSAE, optimizer: Optimizer, n_steps: int, first: int = 0
             Settings(1e-3, 0.0, 0.0, (0.8, 0.9), 1e-6),
         ),
         # what the optimiser needs comes before the paper
-        (JumpReLUConfig(), {"optimizer": "muon"}, Settings(7e-5, 0.01, 0.2, (0.0, 0.999), 1e-8)),
+        (JumpReLUConfig(), {"optimizer": "muon"}, Settings(7e-5, 0.01, 0.0, (0.0, 0.999), 1e-8)),
         (TopKConfig(n_latents=2**14), {"optimizer": "adam8bit"}, Settings(2e-4, 0.0, 0.2, (0.9, 0.999), 1e-8)),
         (JumpReLUConfig(), {"optimizer": "schedule_free"}, Settings(7e-5, 0.01, 0.0, (0.9, 0.999), 1e-8)),
         (JumpReLUConfig(n_latents=2**12), {"optimizer": "signum"}, Settings(1e-2, 0.01, 0.0, (0.95, 0.999), 1e-8)),
@@ -105,6 +105,15 @@ def test_a_step_is_in_a_parameters_own_unit(name):
     moved = {key: (value - before[key]).abs().max().item() for key, value in dictionary.named_parameters()}
     assert moved["b_enc"] == pytest.approx(8 * moved["b_dec"], rel=1e-4)
     assert moved["b_dec"] == pytest.approx(PLAIN.lr, rel=1e-4)
+
+
+def test_a_unit_of_no_parameter_is_refused():
+    class Wrong(ReLUSAE):
+        def units(self):
+            return {"b_encoder": 2.0}
+
+    with pytest.raises(KeyError, match="names \\['b_encoder'\\]: must be parameters"):
+        optim.build(Wrong(ReLUConfig(n_latents=5), Shape((4,))), "adam", PLAIN)
 
 
 def test_sign_sgd_by_hand():
