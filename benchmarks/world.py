@@ -66,7 +66,7 @@ class Scale:
         return digest_json(self.facts())[:8]
 
 
-FULL = Scale(SYNTH_SAE_BENCH_16K, n_latents=4096, batch=1024, tokens=2_000_000, test_rows=100_000)
+FULL = Scale(SYNTH_SAE_BENCH_16K, n_latents=4096, batch=512, tokens=500_000, test_rows=50_000)
 SMOKE = Scale(SMALL, n_latents=64, batch=512, tokens=512 * 2000, test_rows=16_384)
 
 

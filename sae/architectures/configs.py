@@ -367,6 +367,9 @@ class CrosscoderBatchTopKConfig(BatchTopKConfig):
     """Subtract `b_dec` from the input."""
     decoder: DecoderNorm = "free"
     """`unit`: rows of the decoder have norm 1 after every step, and no gradient along themselves."""
+    init_norm: PositiveFloat = 1.0
+    """Norm of each site's decoder rows before training, 1 / sqrt(sites) where decoder = unit; the encoder starts as
+    their copy."""
     norm: Literal["sum", "concatenated"] = "sum"
     """What a latent's activation is weighted with when the batch chooses, as in `crosscoder`."""
 
