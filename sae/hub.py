@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sae import architectures
@@ -18,10 +18,11 @@ from sae.card import card
 from sae.config import parse, to_json
 from sae.dictionary import Dictionary, Shape
 from sae.errors import ConfigError, FormatError, StoreError
-from sae.files import publish, read_json, write_json
+from sae.files import publish, write_json
+from sae.readers import read_mapping, read_safetensors, require
 
 SCHEMA = 2
-FILES = ("dictionary.json", "dictionary.safetensors", "README.md")
+JSON, TENSORS, CARD = FILES = ("dictionary.json", "dictionary.safetensors", "README.md")
 
 
 def save(dictionary: Dictionary, facts: Mapping[str, Any], out: Path) -> None:
@@ -31,8 +32,9 @@ def save(dictionary: Dictionary, facts: Mapping[str, Any], out: Path) -> None:
         facts: JSON that should travel with it: `inputs` and `outputs` (site names), `model`, …
     """
     content, tensors = describe(dictionary, facts)
-    publish(out / "dictionary.safetensors", lambda path: save_file(tensors, path))
-    write_json(out / "dictionary.json", content)
+    (out / JSON).unlink(missing_ok=True)  # a kill from here on leaves no weights under another's choices
+    publish(out / TENSORS, lambda path: save_file(tensors, path))
+    write_json(out / JSON, content)
 
 
 def describe(dictionary: Dictionary, facts: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -51,15 +53,23 @@ def describe(dictionary: Dictionary, facts: Mapping[str, Any]) -> tuple[dict[str
     return content, tensors
 
 
-def load(folder: Path) -> Dictionary:
-    """The dictionary in `folder`, in evaluation mode.
+def find(path: Path) -> Path | None:
+    """The folder of a dictionary, from itself or from one of its two files; None if there is none."""
+    folder = path.parent if path.name in (JSON, TENSORS) and not path.is_dir() else path
+    return folder if (folder / JSON).is_file() else None
+
+
+def load(path: Path) -> Dictionary:
+    """The dictionary in a folder, or of which one file is given, in evaluation mode.
 
     Raises:
-        FormatError: another schema version, or tensors that do not fit the configuration.
+        StoreError: a file is missing, or is no JSON.
+        FormatError: another schema version, a damaged file, or tensors that do not fit the configuration.
         ConfigError: an architecture that is not registered (its plug-in has not been imported).
     """
+    folder = find(path) or path
     content, tensors = _read(folder)
-    return build(content, tensors, folder / "dictionary.json", folder / "dictionary.safetensors")
+    return build(content, tensors, folder / JSON, folder / TENSORS)
 
 
 def build(content: Mapping[str, Any], tensors: Mapping[str, Tensor], where: Path, where_tensors: Path) -> Dictionary:
@@ -90,7 +100,7 @@ def save_pretrained(
     """
     save(dictionary, facts, out)
     text = card(_read_json(out), figures)
-    publish(out / "README.md", lambda path: path.write_text(text, encoding="utf-8"))
+    publish(out / CARD, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def from_pretrained(name: str | Path, revision: str | None = None, subfolder: str = "") -> Dictionary:
@@ -136,23 +146,45 @@ def _fetch(name: str | Path, revision: str | None) -> Path:
         raise StoreError(f"{name}: no such folder, and not to be had from the hub: {error}") from None
 
 
-def facts(folder: Path) -> dict[str, Any]:
-    """The facts that were saved with the dictionary in `folder`."""
-    return _read_json(folder)["facts"]
+def facts(path: Path) -> dict[str, Any]:
+    """The facts that were saved with the dictionary in a folder, or of which one file is given."""
+    return _read_json(find(path) or path)["facts"]
+
+
+def check(content: Mapping[str, Any], where: Path) -> None:
+    """See that what `describe` described is all there.
+
+    Raises:
+        FormatError: naming the field that is missing or is no such thing.
+    """
+    require(where, content, "type", str, "the name of an architecture")
+    require(where, content, "config", dict, "a mapping of choices to values")
+    require(where, content, "facts", dict, "a mapping")
+    shape = require(where, content, "shape", dict, "a mapping with inputs and outputs")
+    for side in ("inputs", "outputs"):
+        widths = shape.get(side)
+        is_list = isinstance(widths, list) and widths and all(type(width) is int and width > 0 for width in widths)
+        if not is_list and not (side == "outputs" and widths is None):
+            raise FormatError(f"{where}: shape.{side} = {widths!r}: must be a list of widths, such as [768]")
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    content, tensors = _read_json(folder), load_file(folder / "dictionary.safetensors")
-    if content["schema"] == 1:  # one site, whose scale was a scalar
-        tensors["scaling.scale"] = tensors.pop("scale").view(1)
-        content["shape"] = {"inputs": [content["facts"]["d_in"]], "outputs": None}
+    content, tensors = _read_json(folder), read_safetensors(folder / TENSORS)
+    if content["schema"] == 1:
+        scale = tensors.pop("scale", None)
+        if scale is None or scale.numel() != 1:
+            raise FormatError(f"{folder / TENSORS}: scale: must be a tensor of one number, in a file of schema 1")
+        tensors["scaling.scale"] = scale.view(1)
     return content, tensors
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
-    content = read_json(folder / "dictionary.json")
+    where = folder / JSON
+    content = read_mapping(where)
     if content.get("schema") not in (1, SCHEMA):
-        raise FormatError(
-            f"{folder}/dictionary.json: schema {content.get('schema')!r}, this version reads 1 and {SCHEMA}"
-        )
+        raise FormatError(f"{where}: schema {content.get('schema')!r}, this version reads 1 and {SCHEMA}")
+    if content["schema"] == 1:  # one site, whose scale was a scalar and whose width was a fact
+        own = require(where, content, "facts", dict, "a mapping")
+        content["shape"] = {"inputs": [require(where, own, "d_in", int, "the width of what is read")], "outputs": None}
+    check(content, where)
     return content

@@ -61,7 +61,7 @@ class Answers:
     def finish(self) -> None:
         """Raises: ConfigError: an answer to what the file says itself, or to no question at all."""
         for name in self.given.keys() - self.used.keys():
-            hint = nearest(name, [*self.used, *FACTS])
+            hint = nearest(name, {*self.used, *FACTS} - {name})
             raise ConfigError(f"--set {name}={self.given[name]}: {self.where} leaves no {name} open; {hint}")
 
     def _ask(self, name: str, decides: str, valid: str) -> str:

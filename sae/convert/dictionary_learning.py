@@ -17,9 +17,10 @@ from torch import Tensor
 from sae.convert import Format, Read, Written, formats, places, plain
 from sae.convert.answers import Answers
 from sae.convert.plain import Activation, Batch, Gate, Jump, Plain, ReLU, TopK
-from sae.convert.tensors import check, matrix, read_config, read_pt
+from sae.convert.tensors import check, matrix, read_pt
 from sae.dictionary import Dictionary
 from sae.errors import FormatError
+from sae.readers import read_mapping
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 UNSET = -1.0  # a threshold that was never learnt
@@ -66,7 +67,7 @@ def find(path: Path) -> Path | None:
 def read(path: Path, answers: Answers) -> Read:
     state = read_pt(path)
     where = (path.parent.parent if path.parent.name == "checkpoints" else path.parent) / CONFIG
-    config = read_config(where) if where.is_file() else {}
+    config = read_mapping(where) if where.is_file() else {}
     name = _class_name(path, where, config.get("trainer", {}), state, answers)
     kind = CLASSES[name]
     rows, columns = matrix(path, state, "encoder.weight" if kind.is_linear else "W_enc")

@@ -6,7 +6,7 @@ with a transposed encoder are about, which a square one hides.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from torch import Tensor
 from sae.convert import Format, Read, Written, formats, places, plain
 from sae.convert.answers import Answers
 from sae.convert.plain import Jump, Plain
-from sae.convert.tensors import check, matrix, named, read_config, read_npz, read_safetensors
+from sae.convert.tensors import check, matrix, named, read_npz
 from sae.dictionary import Dictionary
 from sae.errors import FormatError
+from sae.readers import read_mapping, read_safetensors
 
 NPZ, SAFETENSORS, CONFIG = "params.npz", "params.safetensors", "config.json"
 SKIP = "affine_skip_connection"
+HOOKS = {"in": "hf_hook_point_in", "out": "hf_hook_point_out"}
 KINDS = ("res", "mlp", "att", "transcoder")
 SITES = {
     "res": ("model.layers.{}:out", None),
@@ -41,27 +43,32 @@ SITES = {
 def read_first(path: Path, answers: Answers) -> Read:
     """`…/gemma-scope-2b-pt-res/…/layer_5/width_16k/average_l0_7/params.npz`: what it is only the path says."""
     parts = " ".join(path.absolute().parts)
-    kinds = [kind for kind in KINDS if re.search(rf"gemma-scope-\S+-{kind}s?\b", parts)]
-    kind = kinds[0] if kinds else answers.choice("kind", "what it reads and writes, which the path does not say", KINDS)
+    kind = _kind(path) or answers.choice("kind", "what it reads and writes, which the path does not say", KINDS)
     layer = re.search(r"layer_(\d+)", parts)
     inputs, outputs = (site.format(layer[1]) if site and layer else None for site in SITES[kind])
     found = _read(path, read_npz(path), kind == "transcoder", answers)
     return Read(plain.to_ours(found, path), places.facts({}, inputs, outputs))
 
 
+def _kind(path: Path) -> str | None:
+    """What the repository's name says, which stands somewhere in the path."""
+    parts = " ".join(path.absolute().parts)
+    return next((kind for kind in KINDS if re.search(rf"gemma-scope-\S+-{kind}s?\b", parts)), None)
+
+
 def read_second(path: Path, answers: Answers) -> Read:
     where = path.parent / CONFIG
-    config = read_config(where) if where.is_file() else {}
+    config = read_mapping(where) if where.is_file() else {}
     if config.get("architecture", "jump_relu") != "jump_relu":
         raise FormatError(f"{where}: architecture = {config['architecture']!r}: must be jump_relu")
-    hooks = {name: config[name] for name in ("hf_hook_point_in", "hf_hook_point_out") if config.get(name)}
+    hooks = {name: config[name] for name in HOOKS.values() if config.get(name)}
     if hooks:
-        is_transcoder = "hf_hook_point_out" in hooks
+        is_transcoder = HOOKS["out"] in hooks
     else:
         about = f"whether it writes another place than it reads, which {CONFIG} would say"
         is_transcoder = answers.flag("transcoder", about)
     found = _read(path, read_safetensors(path), is_transcoder, answers)
-    inputs, outputs = (_site(hooks.get(f"hf_hook_point_{side}")) for side in ("in", "out"))
+    inputs, outputs = (_site(hooks.get(name)) for name in HOOKS.values())
     return Read(plain.to_ours(found, path), places.facts(config, inputs, outputs, hooks, config.get("model_name")))
 
 
@@ -114,24 +121,44 @@ def write_first(dictionary: Dictionary, facts: Mapping[str, Any]) -> Written:  #
     return Written({NPZ: tensors}, answers | _rows(own))
 
 
+def check_first(dictionary: Dictionary, out: Path) -> None:
+    """Raises: FormatError: the path would make a transcoder of an autoencoder, or the other way round."""
+    kind, is_transcoder = _kind(out), dictionary.shape.outputs is not None
+    if kind is not None and (kind == "transcoder") != is_transcoder:
+        raise FormatError(
+            f"{out}: cannot be written: the path says `{kind}`, and the dictionary is "
+            f"{'a transcoder' if is_transcoder else 'no transcoder'}; write to a folder of another name"
+        )
+
+
 def write_second(dictionary: Dictionary, facts: Mapping[str, Any]) -> Written:
+    """With the hooks of all places, or of none: a transcoder that names one of two reads as an autoencoder."""
     own, tensors = _write(dictionary)
     tensors = {name.replace("W_", "w_"): value for name, value in tensors.items()}
     if own.W_skip is not None:
         tensors[SKIP] = own.W_skip.T
-    hooks = {f"hf_hook_point_{side}": _hook(places.site(facts, f"{side}puts")) for side in ("in", "out")}
     source = facts.get("source", {})
-    theirs = source.get("config", {}) if source.get("format") == "gemma_scope_2" else {}
-    config = {
-        "architecture": "jump_relu",
-        "model_name": facts.get("model"),
-        **{name: hook for name, hook in hooks.items() if hook},
-        **theirs,
-        "affine_connection": own.W_skip is not None,
-    }
-    has_hooks = any(name in config for name in hooks)
-    answers = {} if has_hooks else {"transcoder": "true" if own.is_transcoder else "false"}
+    theirs = dict(source.get("config", {})) if source.get("format") == "gemma_scope_2" else {}
+    hooks = _hooks(facts, theirs, ("in", "out") if own.is_transcoder else ("in",))
+    for name in HOOKS.values():
+        theirs.pop(name, None)
+    model = {} if facts.get("model") is None else {"model_name": facts["model"]}
+    own_config = {"architecture": "jump_relu", "affine_connection": own.W_skip is not None}
+    config = {"model_name": None, **theirs, **model, **hooks, **own_config}
+    answers = {} if hooks else {"transcoder": "true" if own.is_transcoder else "false"}
     return Written({SAFETENSORS: tensors, CONFIG: config}, answers | _rows(own))
+
+
+def _hooks(facts: Mapping[str, Any], theirs: Mapping[str, Any], sides: Sequence[str]) -> dict[str, str]:
+    """The hooks of these sides: of our sites, else those that the file came with; none where one is not known."""
+    found = {}
+    for side in sides:
+        site = places.site(facts, f"{side}puts")
+        hook = theirs.get(HOOKS[side]) if site is None else _hook(site)
+        if not hook:
+            return {}
+        found[HOOKS[side]] = hook
+    return found
 
 
 def _rows(own: Plain) -> dict[str, str]:
@@ -157,5 +184,5 @@ def _write(dictionary: Dictionary) -> tuple[Plain, dict[str, Tensor]]:
     return own, {**tensors, "threshold": threshold}
 
 
-formats.register("gemma_scope")(Format(partial(named, name=NPZ), read_first, write_first))
+formats.register("gemma_scope")(Format(partial(named, name=NPZ), read_first, write_first, check_first))
 formats.register("gemma_scope_2")(Format(partial(named, name=SAFETENSORS), read_second, write_second))

@@ -20,9 +20,10 @@ from sae.config import parse
 from sae.convert import Format, Read, Written, formats, places, plain, saelens_cfg
 from sae.convert.answers import Answers
 from sae.convert.plain import Activation, Batch, Gate, Jump, Plain, ReLU, TopK
-from sae.convert.tensors import check, matrix, named, read_config, read_safetensors
+from sae.convert.tensors import check, matrix, named
 from sae.dictionary import Dictionary, Shape
 from sae.errors import FormatError
+from sae.readers import read_mapping, read_safetensors
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 SCALER, WHITENING = "activation_scaler.json", "activation_whitening.safetensors"
@@ -42,7 +43,7 @@ def find(path: Path) -> Path | None:
 def read(path: Path, answers: Answers) -> Read:
     """A checkpoint of any architecture that has a counterpart here."""
     where, tensors = path.parent / CFG, read_safetensors(path)
-    raw = read_config(where)
+    raw = read_mapping(where)
     cfg = saelens_cfg.modern(raw, where)
     name = cfg["architecture"]
     if name in REFUSED:
@@ -151,7 +152,7 @@ def _is_rescaled(cfg: Mapping[str, Any], found: Plain, answers: Answers) -> bool
 def _scale(path: Path, cfg: Mapping[str, Any], answers: Answers) -> float:
     """What inputs were multiplied by in training, where the weights do not hold it yet."""
     file, normalise = path.parent / SCALER, cfg["normalize_activations"]
-    kept = read_config(file).get("scaling_factor") if file.is_file() else None
+    kept = read_mapping(file).get("scaling_factor") if file.is_file() else None
     if normalise == "expected_average_only_in":
         about = (
             f"what inputs are multiplied by before they are encoded, which {SCALER} would say; 1 if the weights hold it"

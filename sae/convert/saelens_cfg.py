@@ -119,7 +119,7 @@ def metadata(facts: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, A
     """What speaks of the network and the text, from our facts and the cfg.json that it may have come from."""
     hooks = {"hook_name": places.site(facts, "inputs"), "hook_name_out": places.site(facts, "outputs")}
     known = {key: places.to_hook(site) for key, site in hooks.items()} | {"model_name": facts.get("model")}
-    kept = {key: value for key, value in (theirs | (theirs.get("metadata") or {})).items() if key in METADATA}
+    kept = {key: value for key, value in {**theirs, **(theirs.get("metadata") or {})}.items() if key in METADATA}
     kept |= {key: value for key, value in facts.get("hooks", {}).items() if key in hooks}
     named = {key: value for key, value in known.items() if value is not None}
     return {**kept, **named, "sae_lens_version": VERSION, "sae_lens_training_version": None}

@@ -12,9 +12,10 @@ from typing import Any
 from sae.convert import Format, Read, Written, formats, places, plain
 from sae.convert.answers import Answers
 from sae.convert.plain import Plain, TopK
-from sae.convert.tensors import check, matrix, named, read_config, read_safetensors
+from sae.convert.tensors import check, matrix, named
 from sae.dictionary import Dictionary
 from sae.errors import FormatError
+from sae.readers import read_mapping, read_safetensors
 
 CFG, WEIGHTS = "cfg.json", "sae.safetensors"
 MULTI_COEF = 1 / 8  # of the trainer's Multi-TopK loss
@@ -26,7 +27,7 @@ def find(path: Path) -> Path | None:
 
 def read(path: Path, answers: Answers) -> Read:
     where, tensors = path.parent / CFG, read_safetensors(path)
-    cfg = read_config(where)
+    cfg = read_mapping(where)
     n_latents, d_in = matrix(path, tensors, "encoder.weight")
     _check_cfg(where, cfg, n_latents, d_in)
     # an autoencoder with a skip path has the form of a transcoder here: only that has one

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from sae.errors import FormatError, StoreError
-from sae.files import publish, read_json
+from sae.errors import FormatError
+from sae.files import publish
+from sae.readers import check_exists
 
 
 def named(path: Path, name: str, *beside: str) -> Path | None:
@@ -21,30 +21,13 @@ def named(path: Path, name: str, *beside: str) -> Path | None:
     return file if is_there else None
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Raises: FormatError: the JSON is no mapping."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise FormatError(f"{path}: holds a {type(content).__name__}, must be a mapping of fields to values")
-    return content
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Raises: FormatError: not a safetensors file."""
-    _exists(path)
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise FormatError(f"{path}: not a safetensors file: {error}") from None
-
-
 def read_pt(path: Path) -> dict[str, Any]:
     """A state dict that `torch.save` wrote, of tensors and plain values only.
 
     Raises:
         FormatError: not such a file, or one that would have to run code to be read.
     """
-    _exists(path)
+    check_exists(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # there is no end to what a damaged file may do to an unpickler
@@ -59,17 +42,12 @@ def read_pt(path: Path) -> dict[str, Any]:
 
 def read_npz(path: Path) -> dict[str, Tensor]:
     """Raises: FormatError: not a npz file of plain arrays."""
-    _exists(path)
+    check_exists(path)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     except Exception as error:
         raise FormatError(f"{path}: must be a npz file of plain arrays: {error}") from None
-
-
-def _exists(path: Path) -> None:
-    if not path.is_file():
-        raise StoreError(f"{path}: no such file")
 
 
 def check(where: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -1,15 +1,20 @@
 """Which format it is, what is known of the place, the sidecar, the command line."""
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from sae import cli, convert, hub
+from sae import architectures, cli, convert, hub
+from sae.architectures.configs import CrosscoderConfig
 from sae.convert import places, sidecar
+from sae.dictionary import Shape
 from sae.errors import ConfigError, FormatError, StoreError
+from sae.files import publish
 from tests.sae import ours, peers
 from tests.sae.checks import close
 
@@ -76,6 +81,30 @@ def test_ours_is_a_format_too(tmp_path):
     found = convert.read(tmp_path)
     assert convert.detect(tmp_path) == "sae"
     assert (type(found.dictionary), found.facts) == (type(hub.load(tmp_path)), ours.FACTS)
+    for file in ("dictionary.safetensors", "dictionary.json"):
+        assert convert.detect(tmp_path / file) == "sae"
+        assert convert.read(tmp_path / file).facts == ours.FACTS
+
+
+@pytest.mark.parametrize("form", ["sae", "saelens"])
+def test_what_the_user_says_holds_for_ours_and_beside_a_sidecar(form, tmp_path):
+    convert.write(ours.make("relu_transcoder"), ours.FACTS, form, tmp_path)
+    found = convert.read(tmp_path, {"site": "mlp_in.9", "target": "mlp_out.9", "model": "gpt2"}).facts
+    assert found == {**ours.FACTS, "inputs": ["mlp_in.9"], "outputs": ["mlp_out.9"], "model": "gpt2"}
+    with pytest.raises(ConfigError, match=r"leaves no k open; must be one of model, site, target$"):
+        convert.read(tmp_path, {"k": "3"})
+
+
+def test_a_place_that_a_dictionary_does_not_have_cannot_be_said(tmp_path):
+    hub.save(ours.make("relu"), ours.FACTS, tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        convert.read(tmp_path, {"target": "mlp_out.9"})
+    assert str(caught.value) == ("target = 'mlp_out.9': must be left out, the dictionary writes the site that it reads")
+    two = architectures.build("crosscoder", CrosscoderConfig(n_latents=4), Shape((2, 3)))
+    hub.save(two, {"inputs": ["mlp_out.1", "mlp_out.2"]}, tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        convert.read(tmp_path, {"site": "mlp_out.9"})
+    assert str(caught.value) == "site = 'mlp_out.9': must be left out, the dictionary has 2 inputs"
 
 
 # --- what is known of the place ---
@@ -198,10 +227,175 @@ def test_it_is_not_overwritten_by_that_of_another_file(tmp_path):
     assert convert.read(tmp_path).dictionary.cfg.normalise == "none"
 
 
-def test_a_folder_holds_nothing_half_written(tmp_path):
-    convert.write(ours.make("matryoshka"), ours.FACTS, "dictionary_learning", tmp_path)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"ae.pt", "config.json", "sae_atlas.json", "sae_atlas.safetensors"}
+# --- files that are there, and a kill in the middle ---
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "case", "file"),
+    [
+        ("saelens", "relu", "saelens/standard", "sae_weights.safetensors"),
+        ("dictionary_learning", "relu", "dictionary_learning/topk", "ae.pt"),
+        ("sparsify", "topk", "sparsify/topk", "sae.safetensors"),
+        ("gemma_scope", "jumprelu", "gemma_scope/residual", "params.npz"),
+        ("gemma_scope_2", "jumprelu", "gemma_scope/residual_2", "params.safetensors"),
+    ],
+)
+def test_files_of_somebody_else_are_not_written_over(form, name, case, file, tmp_path):
+    peers.copy(case, tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(FormatError) as caught:
+        convert.write(ours.make(name), ours.FACTS, form, tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}/{file}: would be lost, and is not as `sae convert` wrote it (no sae_atlas.json beside it says "
+        "so); write to a folder of its own, or remove the file first"
+    )
+    assert contents(tmp_path) == before
+
+
+def test_files_of_ours_are_until_they_have_been_changed(tmp_path):
+    convert.write(ours.make("relu"), ours.FACTS, "saelens", tmp_path)
+    convert.write(ours.make("topk"), ours.FACTS, "saelens", tmp_path)
+    assert type(convert.read(tmp_path).dictionary) is type(ours.make("topk"))
+    peers.edit_json(tmp_path / "cfg.json", k=2)
+    before = contents(tmp_path)
+    with pytest.raises(FormatError, match=r"cfg\.json: would be lost"):
+        convert.write(ours.make("relu"), ours.FACTS, "saelens", tmp_path)
+    assert contents(tmp_path) == before
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def kill(monkeypatch):
+    """`kill(i)`: the i-th file that is published from now on, counted from 0, is not."""
+
+    def kill_at(n_before: int) -> None:
+        left = iter([True] * n_before)
+
+        def publish_or_die(path: Path, write) -> None:
+            if not next(left, False):
+                raise Killed
+            publish(path, write)
+
+        for module in (convert, hub):
+            monkeypatch.setattr(module, "publish", publish_or_die)
+
+    yield kill_at
+    monkeypatch.undo()
+
+
+def functions(folder: Path) -> list[torch.Tensor]:
+    """What the folder computes, with every answer that it takes."""
+    found = []
+    for answers in ({}, {"apply_b_dec_to_input": "false"}, {"transcoder": "false"}):
+        with contextlib.suppress(FormatError, ConfigError):
+            found.append(torch.cat(peers.outputs(folder, ours.rows("relu"), **answers), dim=1))
+    return found
+
+
+# weights of the second would be read under the choices of the first
+MIXED = {"saelens": ("topk_no_pre_bias", "relu_free"), "dictionary_learning": ("topk", "batchtopk")}
+
+
+@pytest.mark.parametrize("n_before", range(4))
+@pytest.mark.parametrize("form", MIXED)
+def test_a_folder_holds_nothing_half_written(form, n_before, tmp_path, kill, monkeypatch):
+    """Weights, choices, the sidecar's tensors, its JSON: whichever is missing, nobody reads a third function."""
+    old, new = (ours.make(name) for name in MIXED[form])
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    valid = [torch.cat(peers.run(dictionary, ours.rows("relu")), dim=1) for dictionary in (old, new)]
+    convert.write(old, ours.FACTS, form, out)
+    kill(n_before)
+    with pytest.raises(Killed):
+        convert.write(new, ours.FACTS, form, out)
+    monkeypatch.undo()
+    assert not [path for path in out.iterdir() if path.name.endswith(".tmp")]
+    shutil.copytree(out, plain, ignore=shutil.ignore_patterns("sae_atlas*"))  # as the peer's package sees it
+    for found in (*functions(out), *functions(plain)):
+        assert any(torch.allclose(found, right, rtol=1e-4, atol=1e-4) for right in valid)
+    convert.write(new, ours.FACTS, form, out)
+    assert torch.equal(functions(out)[0], valid[1])
+
+
+def test_what_reads_back_wrongly_leaves_no_file(tmp_path, monkeypatch):
+    form = convert.formats.get("saelens")
+
+    def read(path: Path, answers) -> convert.Read:
+        raise FormatError(f"{path}: damaged, {answers.given}")
+
+    broken = {"saelens": convert.Format(form.find, read, form.write)}
+    monkeypatch.setattr(convert.formats, "get", broken.__getitem__)
+    for out in (tmp_path, tmp_path / "new"):
+        with pytest.raises(FormatError, match="damaged"):
+            convert.write(ours.make("relu"), ours.FACTS, "saelens", out)
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_no_folder_to_write_to(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(StoreError, match=r"out: is a file, must be a folder to write to$"):
+        convert.write(ours.make("relu"), ours.FACTS, "saelens", tmp_path / "out")
+
+
+@pytest.mark.parametrize("n_before", [0, 1])
+def test_ours_holds_nothing_half_written_either(n_before, tmp_path, kill, monkeypatch):
+    hub.save(ours.make("topk"), ours.FACTS, tmp_path)
+    kill(n_before)
+    monkeypatch.setattr("sae.files.publish", hub.publish)  # write_json publishes, too
+    with pytest.raises(Killed):
+        hub.save(ours.make("relu"), ours.FACTS, tmp_path)
+    with pytest.raises(StoreError, match=r"dictionary\.json: no such file"):
+        hub.load(tmp_path)
+
+
+# --- Gemma Scope: autoencoder or transcoder ---
+
+BOTH = {"inputs": ["model.layers.5.mlp:in"], "outputs": ["model.layers.5.mlp:out"]}
+
+
+def alone(folder: Path, **answers: str) -> convert.Read:
+    """What the files say without the sidecar."""
+    (folder / sidecar.JSON).unlink()
+    return convert.read(folder, answers)
+
+
+@pytest.mark.parametrize("name", ["batchtopk_transcoder", "jumprelu_skip_transcoder", "relu_transcoder"])
+@pytest.mark.parametrize("side", ["inputs", "outputs"])
+def test_a_transcoder_of_gemma_scope_names_both_its_places_or_none(name, side, tmp_path):
+    convert.write(ours.make(name), BOTH, "gemma_scope_2", tmp_path / "both")
+    found = alone(tmp_path / "both")
+    assert (found.facts["inputs"], found.facts["outputs"]) == tuple(BOTH.values())
+    convert.write(ours.make(name), {**BOTH, side: ["mlp_out.5"]}, "gemma_scope_2", tmp_path / "one")
+    assert not [key for key in json.loads((tmp_path / "one/config.json").read_text()) if key.startswith("hf_hook")]
+    assert alone(tmp_path / "one", transcoder="true").dictionary.shape == ours.make(name).shape
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "what"),
+    [
+        ("relu_transcoder", "gemma-scope-2b-pt-res/x", "the path says `res`, and the dictionary is a transcoder"),
+        ("batchtopk_transcoder", "gemma-scope-2b-pt-mlp", "the path says `mlp`, and the dictionary is a transcoder"),
+        ("relu", "gemma-scope-2b-pt-transcoders/x", "the path says `transcoder`, and the dictionary is no transcoder"),
+    ],
+)
+def test_a_path_that_names_another_kind_is_refused(name, path, what, tmp_path):
+    with pytest.raises(FormatError) as caught:
+        convert.write(ours.make(name), ours.FACTS, "gemma_scope", tmp_path / path)
+    assert str(caught.value) == f"{tmp_path / path}: cannot be written: {what}; write to a folder of another name"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_that_names_its_kind_is_taken(tmp_path):
+    for name, kind in (("relu", "att"), ("relu_transcoder", "transcoders")):
+        out = tmp_path / f"gemma-scope-2b-pt-{kind}/layer_3"
+        convert.write(ours.make(name), ours.FACTS, "gemma_scope", out)
+        assert alone(out).dictionary.shape == ours.make(name).shape
 
 
 # --- the command line ---

@@ -9,7 +9,7 @@ import torch
 from sae import convert
 from sae.convert import tensors
 from sae.errors import FormatError, SaeError, StoreError
-from tests.sae import peers
+from tests.sae import ours, peers
 
 
 def weights(name: str, change):
@@ -143,6 +143,14 @@ def test_it_is_refused(name, tmp_path):
         convert.read(folder)
     assert message in str(caught.value)
     assert str(caught.value).startswith(str(folder))
+
+
+@pytest.mark.parametrize("name", ["files", "answers", "shared", "dictionary"])
+def test_a_damaged_sidecar_is_refused(name, tmp_path):
+    convert.write(ours.make("relu"), ours.FACTS, "saelens", tmp_path)
+    peers.edit_json(tmp_path / "sae_atlas.json", **{name: 5})
+    with pytest.raises(FormatError, match=rf"sae_atlas\.json: {name} = 5: must be a "):
+        convert.read(tmp_path)
 
 
 # --- nothing is run ---

@@ -182,6 +182,71 @@ def test_tensors_that_do_not_fit_are_refused(saved, changes, message):
         hub.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"type": ["topk"]}, "type = ['topk']: must be the name of an architecture"),
+        ({"config": None}, "config = None: must be a mapping of choices to values"),
+        ({"facts": 3}, "facts = 3: must be a mapping"),
+        ({"shape": [2]}, "shape = [2]: must be a mapping with inputs and outputs"),
+        ({"shape": {"inputs": 2}}, "shape.inputs = 2: must be a list of widths, such as [768]"),
+        ({"shape": {"inputs": []}}, "shape.inputs = []: must be a list of widths, such as [768]"),
+        (
+            {"shape": {"inputs": [2], "outputs": ["2"]}},
+            "shape.outputs = ['2']: must be a list of widths, such as [768]",
+        ),
+        ({"schema": 1, "facts": {}}, "d_in: is missing, must be the width of what is read"),
+    ],
+)
+def test_a_field_that_is_none_is_named(saved, changes, message):
+    _, folder = saved
+    edit(folder, **changes)
+    with pytest.raises(FormatError) as caught:
+        hub.load(folder)
+    assert str(caught.value) == f"{folder}/dictionary.json: {message}"
+
+
+@pytest.mark.parametrize("name", ["type", "config", "shape", "facts"])
+def test_a_field_that_is_missing_is_named(saved, name):
+    _, folder = saved
+    content = json.loads(dictionary_file(folder).read_text())
+    del content[name]
+    dictionary_file(folder).write_text(json.dumps(content))
+    with pytest.raises(FormatError, match=rf"dictionary\.json: {name}: is missing, must be "):
+        hub.load(folder)
+
+
+def test_damaged_files_are_named(saved):
+    _, folder = saved
+    weights = folder / "dictionary.safetensors"
+    weights.write_bytes(weights.read_bytes()[:20])
+    with pytest.raises(FormatError, match=rf"^{weights}: not a safetensors file: "):
+        hub.load(folder)
+    weights.unlink()
+    with pytest.raises(StoreError, match=rf"^{weights}: no such file$"):
+        hub.load(folder)
+    dictionary_file(folder).write_text("[]")
+    for read in (hub.load, hub.facts):
+        with pytest.raises(
+            FormatError, match=r"dictionary\.json: holds a list, must be a mapping of fields to values$"
+        ):
+            read(folder)
+
+
+def test_a_dictionary_of_schema_1_without_its_scale_is_refused(saved):
+    _, folder = saved
+    edit(folder, schema=1, facts={"d_in": 2})
+    with pytest.raises(FormatError, match=r"dictionary\.safetensors: scale: must be a tensor of one number"):
+        hub.load(folder)
+
+
+def test_one_of_its_files_stands_for_the_folder(saved):
+    dictionary, folder = saved
+    for path in (dictionary_file(folder), folder / "dictionary.safetensors"):
+        assert hub.load(path).cfg == dictionary.cfg
+        assert hub.facts(path) == FACTS
+
+
 def test_a_folder_without_a_dictionary_is_named(tmp_path):
     for read in (hub.load, hub.facts, hub.from_pretrained, lambda folder: hub.push_to_hub(folder, "me/it")):
         with pytest.raises(StoreError) as caught:
