@@ -169,16 +169,33 @@ def write(dictionary: Dictionary, facts: Mapping[str, Any]) -> Written:
     state |= {kind.b_enc: own.b_enc, kind.b_dec: own.b_dec, **_own_tensors(own.activation)}
     source = facts.get("source", {})
     theirs = source.get("config", {}) if source.get("format") == "dictionary_learning" else {}
-    site = places.site(facts, "inputs")
+    if name == "AutoEncoderTopK" and source.get("format") == "dictionary_learning" and "threshold" in source:
+        state["threshold"] = torch.tensor(source["threshold"])
+    place, io = _place(facts, theirs)
     trainer = {
-        **{"layer": places.layer(site), "lm_name": facts.get("model"), "submodule_name": site, "device": "cpu"},
+        **{"layer": None, "lm_name": None, "submodule_name": None, "device": "cpu"},
         **theirs.get("trainer", {}),
+        **place,
+        **({} if facts.get("model") is None else {"lm_name": facts["model"]}),
         **{"dict_class": name, "activation_dim": d, "dict_size": n_latents},
         **({"k": int(state["k"])} if "k" in state else {}),
     }
-    buffer = {"d_submodule": d, **theirs.get("buffer", {})}
+    buffer = {"d_submodule": d, **theirs.get("buffer", {}), **io}
     answers = {"apply_b_dec_to_input": "false"} if kind.pre_bias is None else {}
     return Written({WEIGHTS: state, CONFIG: {"trainer": trainer, "buffer": buffer}}, answers)
+
+
+def _place(facts: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `trainer` and `buffer` say of the place; nothing where their own configuration says the same of it."""
+    site = places.site(facts, "inputs")
+    if site is None or site == places.site(_facts(theirs), "inputs"):
+        return {}, {}
+    layer = places.layer(site)
+    for (module, io), kind in PLACES.items():
+        if site == f"{kind}.{layer}":
+            name = f"{module}_layer_{layer}" if module == "resid_post" else f"{module}_{layer}"
+            return {"layer": layer, "submodule_name": name}, {"io": io}
+    return {"layer": layer, "submodule_name": site}, {"io": site.rpartition(":")[2] if ":" in site else None}
 
 
 def _class_of(own: Plain) -> str:

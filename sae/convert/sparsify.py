@@ -5,6 +5,7 @@ what is written have one width. An autoencoder always subtracts `b_dec`; a trans
 February 2025 (pull request 49) and has not since, and nothing in the files says which.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,12 @@ def _check_cfg(where: Path, cfg: Mapping[str, Any], n_latents: int, d_in: int) -
 
 
 def _facts(path: Path, cfg: Mapping[str, Any], transcodes: bool, has_target: bool) -> dict[str, Any]:
-    """The folder is the module's name, from inside the model; GPT-2's modules alone are `h.<layer>`."""
-    module = path.absolute().parent.name
+    """The folder is the module's name, from inside the model; GPT-2's modules alone are `h.<layer>`.
+
+    Where a run has several seeds, each has a folder of its own below: `h.5.mlp/seed1`.
+    """
+    folder = path.absolute().parent
+    module = folder.parent.name if re.fullmatch(r"seed\d+", folder.name) else folder.name
     full = f"transformer.{module}" if module.startswith("h.") and module.split(".")[1].isdecimal() else None
     output = full and f"{full}:out"
     inputs = full and f"{full}:in" if transcodes else output

@@ -144,6 +144,9 @@ def test_facts_of_each_format(tmp_path):
     folder = peers.copy("sparsify/transcode", tmp_path / "h.5.mlp")
     found = facts("", folder, apply_b_dec_to_input="false")
     assert (found["inputs"], found["outputs"]) == (["transformer.h.5.mlp:in"], ["transformer.h.5.mlp:out"])
+    folder = peers.copy("sparsify/topk", tmp_path / "h.5.mlp/seed1")  # of a run with several seeds
+    found = facts("", folder)
+    assert (found["inputs"], found["hooks"]) == (["transformer.h.5.mlp:out"], {"hookpoint": "h.5.mlp"})
     folder = peers.copy("openai/topk_layer_norm", tmp_path / "gpt2-small/resid_delta_mlp_v5_32k/autoencoders")
     assert facts("", folder, normalize="true")["inputs"] == ["mlp_out.8"]
     folder = peers.copy("gemma_scope/transcoder", tmp_path / "gemma-scope-2b-pt-transcoders/layer_5/width_16k")
@@ -172,6 +175,52 @@ def test_what_saelens_says_of_its_text_comes_back_to_it(tmp_path):
         assert after["apply_b_dec_to_input"] == before["apply_b_dec_to_input"]
         for name, value in load_file(peers.folder(case) / "sae_weights.safetensors").items():
             assert torch.equal(load_file(out / "sae_weights.safetensors")[name], value)
+
+
+@pytest.mark.parametrize(
+    ("case", "form", "file", "site", "said"),
+    [
+        ("gemma_scope/residual_2", "gemma_scope_2", "config.json", "model.layers.9:out", "model.layers.9.output"),
+        ("dictionary_learning/gated", "dictionary_learning", "config.json", "resid_post.9", "resid_post_layer_9"),
+        ("dictionary_learning/gated", "dictionary_learning", "config.json", "mlp_in.9", "mlp_9"),
+        ("dictionary_learning/gated", "dictionary_learning", "config.json", "h.9.mlp:out", "h.9.mlp:out"),
+        ("saelens/jumprelu", "saelens", "cfg.json", "mlp_out.9", "blocks.9.hook_mlp_out"),
+    ],
+)
+def test_what_the_user_says_comes_back_to_a_peer(case, form, file, site, said, tmp_path):
+    found = convert.read(peers.folder(case), {"site": site, "model": "mine"})
+    convert.write(found.dictionary, found.facts, form, tmp_path)
+    content = json.loads((tmp_path / file).read_text())
+    content = content.get("trainer") or content.get("metadata") or content
+    names = {"hf_hook_point_in", "submodule_name", "hook_name"} & set(content)
+    assert [content[name] for name in names] == [said]
+    assert {content[name] for name in ("model_name", "lm_name") if name in content} == {"mine"}
+    assert content.get("layer", 9) == 9
+    (tmp_path / sidecar.JSON).unlink()
+    again = convert.read(tmp_path).facts
+    assert (again.get("inputs"), again["model"]) == (None if ":" in said else [site], "mine")
+
+
+def test_a_place_of_which_nothing_new_is_said_comes_back_as_it_was(tmp_path):
+    for case in ("dictionary_learning/gated", "gemma_scope/residual_2", "gemma_scope/transcoder_2"):
+        found, out = convert.read(peers.folder(case)), tmp_path / case
+        convert.write(found.dictionary, found.facts, found.facts["source"]["format"], out)
+        before, after = (json.loads((folder / "config.json").read_text()) for folder in (peers.folder(case), out))
+        for part in ("trainer", "buffer"):
+            assert after.get(part) == before.get(part)
+        for name in ("hf_hook_point_in", "hf_hook_point_out", "model_name"):
+            assert after.get(name) == before.get(name)
+
+
+def test_a_threshold_that_top_k_has_learnt_comes_back(tmp_path):
+    found = convert.read(peers.folder("dictionary_learning/topk"))
+    convert.write(found.dictionary, found.facts, "dictionary_learning", tmp_path)
+    before, after = (
+        torch.load(folder / "ae.pt", weights_only=True)["threshold"]
+        for folder in (peers.folder("dictionary_learning/topk"), tmp_path)
+    )
+    assert before > 0
+    assert torch.equal(before, after)
 
 
 def test_nested_widths_and_an_unset_threshold():
