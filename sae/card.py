@@ -1,7 +1,9 @@
 """The page that explains a published dictionary: a Hugging Face model card, made from its files."""
 
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sae.architectures.configs import configs
@@ -15,6 +17,14 @@ FIGURES = {
     "dead_fraction": "latents that never fire",
     "n_rows": "rows measured on",
 }
+HUB_NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
+"""`gpt2`, `owner/repository`."""
+
+
+def is_on_hub(model: str | None) -> bool:
+    """Whether a network's name is that of a repository on the hub: no folder, and not the embedded one."""
+    is_name = model is not None and model != "embedded" and HUB_NAME.fullmatch(model) is not None
+    return is_name and not Path(model or "").is_dir()
 
 
 def card(content: Mapping[str, Any], figures: Mapping[str, Any] | None) -> str:
@@ -27,8 +37,10 @@ def card(content: Mapping[str, Any], figures: Mapping[str, Any] | None) -> str:
     facts, config = content["facts"], content["config"]
     about = " ".join((configs.get(content["type"]).__doc__ or "").split())
     model = facts.get("model")
+    # of a folder its own name: where it lies on somebody's machine is nobody's business
+    name = model if model is None or is_on_hub(model) else Path(model).name
     header = ["library_name: sae-atlas", "tags: [sparse-autoencoder, interpretability, sae-atlas]"]
-    if model is not None:
+    if is_on_hub(model):
         header.append(f"base_model: {json.dumps(model)}")
     reads = ", ".join(f"`{site}`" for site in facts.get("inputs", [])) or "activations"
     writes = ", ".join(f"`{site}`" for site in facts.get("outputs") or [])
@@ -37,7 +49,7 @@ def card(content: Mapping[str, Any], figures: Mapping[str, Any] | None) -> str:
         *header,
         "---",
         "",
-        f"# {config['n_latents']} features of {model or 'a network'}",
+        f"# {config['n_latents']} features of {name or 'a network'}",
         "",
         f"{about} It reads {reads}" + (f" and writes {writes}." if writes else " and reconstructs it."),
         "",

@@ -85,6 +85,33 @@ def test_a_page_of_what_is_not_known():
     assert "| measured on held-out text | |" not in lines
 
 
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("/home/me/models/my-gpt", "my-gpt"),
+        ("./my-gpt/", "my-gpt"),
+        ("../models/my-gpt", "my-gpt"),
+        ("runs/subject/model", "model"),
+        ("here/my-gpt", "my-gpt"),
+        ("embedded", "embedded"),
+    ],
+)
+def test_what_is_not_on_the_hub_is_no_base_model(model, name, tmp_path, monkeypatch):
+    """A folder gives away nothing but its own name, even if it looks like a repository."""
+    (tmp_path / "here/my-gpt").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    content, _ = hub.describe(dictionary(), {"model": model})
+    lines = card(content, None).splitlines()
+    assert not [line for line in lines if line.startswith("base_model")]
+    assert f"# 4 features of {name}" in lines
+
+
+@pytest.mark.parametrize("model", ["gpt2", "EleutherAI/pythia-70m-deduped", "google/gemma-2-2b"])
+def test_what_is_on_the_hub_is(model):
+    content, _ = hub.describe(dictionary(), {"model": model})
+    assert f'base_model: "{model}"' in card(content, None).splitlines()
+
+
 # --- a folder ---
 
 
