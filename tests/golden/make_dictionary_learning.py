@@ -2,9 +2,9 @@
 
 Package: dictionary-learning==0.1.0 (MIT), torch==2.13.0 CPU, without torchvision (its wheel breaks the import here):
 
-    python3 -m venv /root/peer-dl
-    /root/peer-dl/bin/pip install torch==2.13.0 dictionary-learning==0.1.0
-    OMP_NUM_THREADS=1 /root/peer-dl/bin/python tests/golden/make_dictionary_learning.py
+    python3 -m venv $PEERS/dictionary_learning
+    $PEERS/dictionary_learning/bin/pip install torch==2.13.0 dictionary-learning==0.1.0
+    OMP_NUM_THREADS=1 $PEERS/dictionary_learning/bin/python tests/golden/make_dictionary_learning.py
 
 `trainSAE` writes `trainer_<i>/config.json` and `ae.pt`. The cases with random weights are laid out the same way:
 `ae.pt` as `trainSAE` saves it (`torch.save` of the state dict on the CPU) and the trainer's own `config`.

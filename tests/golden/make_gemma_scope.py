@@ -5,7 +5,7 @@ of SAELens' own loaders for the two releases, `gemma_2_sae_huggingface_loader`, 
 and `gemma_3_sae_huggingface_loader`, with their download replaced by the file here; a formula in numpy checks them.
 Package: sae-lens==6.54.12 (MIT), torch==2.13.0 CPU, environment as in `make_saelens.py`:
 
-    OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 /root/peer-sael/bin/python tests/golden/make_gemma_scope.py
+    OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $PEERS/saelens/bin/python tests/golden/make_gemma_scope.py
 """
 
 import json

@@ -3,9 +3,9 @@
 Package: github.com/openai/sparse_autoencoder at 4965b941e9eb590b00b253a2c406db1e1b193942 (MIT), not installed: only
 its `sparse_autoencoder/model.py` is imported, which needs nothing but torch. Ran with torch 2.13.0, CPU:
 
-    git clone https://github.com/openai/sparse_autoencoder /root/peer-oai
-    git -C /root/peer-oai checkout 4965b94
-    OMP_NUM_THREADS=1 /root/peer-sp/bin/python tests/golden/make_openai.py /root/peer-oai
+    git clone https://github.com/openai/sparse_autoencoder $PEERS/openai
+    git -C $PEERS/openai checkout 4965b94
+    OMP_NUM_THREADS=1 $PEERS/sparsify/bin/python tests/golden/make_openai.py $PEERS/openai
 """
 
 import importlib.util

@@ -2,10 +2,10 @@
 
 Package: sae-lens==6.54.12 (MIT), torch==2.13.0 CPU:
 
-    python3 -m venv /root/peer-sael
-    /root/peer-sael/bin/pip install torch==2.13.0 sae-lens==6.54.12
+    python3 -m venv $PEERS/saelens
+    $PEERS/saelens/bin/pip install torch==2.13.0 sae-lens==6.54.12
     export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONHASHSEED=0
-    /root/peer-sael/bin/python tests/golden/make_saelens.py
+    $PEERS/saelens/bin/python tests/golden/make_saelens.py
 
 `<case>/` is what `save_model` writes. A case `<case>_inference` beside it is `save_inference_model` of the same object;
 PYTHONHASHSEED because that writes the keys of cfg.json in the order of a set. Checkpoints of training runs are made by

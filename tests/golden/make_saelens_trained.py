@@ -2,7 +2,7 @@
 
 Package, environment and variables as in `make_saelens.py`, and after it:
 
-    /root/peer-sael/bin/python tests/golden/make_saelens_trained.py
+    $PEERS/saelens/bin/python tests/golden/make_saelens_trained.py
 
 `standard_scaled/` and `jumprelu_whitened/` are checkpoint folders of `SAETrainer`, `run/` is all that the runner leaves
 for batch top-k. `trainer_state.pt` (6 kB, the optimiser) is kept in one of the six folders only.

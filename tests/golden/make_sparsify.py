@@ -2,10 +2,10 @@
 
 Package: eai-sparsify==1.3.3 (MIT), torch==2.13.0 CPU:
 
-    python3 -m venv /root/peer-sp
-    /root/peer-sp/bin/pip install torch==2.13.0 eai-sparsify==1.3.3
+    python3 -m venv $PEERS/sparsify
+    $PEERS/sparsify/bin/pip install torch==2.13.0 eai-sparsify==1.3.3
     export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 SPARSIFY_DISABLE_TRITON=1
-    /root/peer-sp/bin/python tests/golden/make_sparsify.py
+    $PEERS/sparsify/bin/python tests/golden/make_sparsify.py
 
 `<case>/cfg.json` + `sae.safetensors` are `SparseCoder.save_to_disk`'s. `run/` is a run folder of `Trainer` on a random
 two-layer GPT-2 of width 6, one folder per hookpoint, without its optimizer_0.pt (9 kB). The package has no d_out: it
