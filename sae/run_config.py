@@ -91,7 +91,7 @@ def load_config(path: Path, assignments: Sequence[str] = ()) -> RunConfig:
 
 def _members(values: Mapping[str, Any], cfg: RunConfig) -> tuple[SweepMember, ...]:
     members = []
-    for changes in expand(values.get("sweep") or []):
+    for changes in expand([] if values.get("sweep") is None else values["sweep"]):
         try:
             own = _check(changed(values, changes.fields, cfg.sae.n_latents))
         except ConfigError as error:
@@ -110,12 +110,12 @@ def _check(values: Mapping[str, Any]) -> RunConfig:
         if key not in known:
             raise ConfigError(f"{key}: no such section; {nearest(str(key), known)}")
     seed, plugins = values.get("seed", 0), values.get("plugins", [])
-    if not isinstance(seed, int) or seed < 0:
+    if type(seed) is not int or seed < 0:  # true is an int, too
         raise ConfigError(f"seed = {seed!r}: must be a whole number, 0 or more")
     if not isinstance(plugins, list) or not all(isinstance(name, str) for name in plugins):
         raise ConfigError(f"plugins = {plugins!r}: must be a list of module names")
     _import_plugins(plugins)
-    section = {name: values.get(name) or {} for name in SECTIONS}
+    section = {name: {} if values.get(name) is None else values[name] for name in SECTIONS}
     sae_type, fields = split_type(section["sae"])
     cfg = RunConfig(
         model=parse(ModelConfig, section["model"], "model"),

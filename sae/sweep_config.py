@@ -21,6 +21,8 @@ from sae.errors import ConfigError
 
 STREAM = ("tokens", "batch", "window_rows", "init_rows", "checkpoint_seconds", "tracker")
 """Fields of `train` that say what all dictionaries of a sweep share: the stream, and how it is watched."""
+FILES = ("table.csv", "table.json", "pareto.svg", "pareto.png")
+"""The sweep's own, beside the folders of its dictionaries; each has the ending .tmp while it is written."""
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,=+-]{0,99}")
 
 
@@ -87,6 +89,8 @@ def _expand_entry(entry: Any, where: str) -> Iterator[Changes]:
             raise ConfigError(
                 f"{where}.name = {name!r}: must be the name of a folder: letters, digits and . _ , = + -, at most 100"
             )
+        if name.casefold().removesuffix(".tmp") in FILES:
+            raise ConfigError(f"{where}.name = {name!r}: is that of a file of the sweep; give it another")
         yield Changes(where, name, {**fields, **point})
 
 

@@ -62,6 +62,7 @@ def test_what_is_not_said_has_its_default(write):
 
 def test_a_section_may_be_empty_and_still_be_overridden(write):
     assert load_config(write("train:\nmodel:\n"), ["train.batch=7"]).train.batch == 7
+    assert load_config(write("train: null\nsae: null\nsweep: null\n")) == load_config(write("{}\n"))
 
 
 @pytest.mark.parametrize("text", ["3e-4", "3E-4", "3.e-4", "3.0e-4", "30e-5", "+3e-4"])
@@ -150,6 +151,14 @@ REFUSALS = [
         f"sae.type = ['topk']: must be the name of an architecture: {', '.join(configs.names())}",
     ),
     ("sae: 5", "sae = 5: must be a mapping of fields to values"),
+    ("train: 0", "train = 0: must be a mapping of fields to values"),
+    ("model: false", "model = False: must be a mapping of fields to values"),
+    ("data: []", "data = []: must be a mapping of fields to values"),
+    ("harvest: ''", "harvest = '': must be a mapping of fields to values"),
+    ("sae: 0", "sae = 0: must be a mapping of fields to values"),
+    ("sweep: 0", "sweep = 0: must be a list, such as [{sae.k: 16}, {sae.k: 32}]"),
+    ("sweep: false", "sweep = False: must be a list, such as [{sae.k: 16}, {sae.k: 32}]"),
+    ("sweep: {}", "sweep = {}: must be a list, such as [{sae.k: 16}, {sae.k: 32}]"),
     ("train: [1]", "train = [1]: must be a mapping of fields to values"),
     ("train: {lr: -1}", "train.lr = -1: must be greater than 0"),
     ("train: {betas: [0.9]}", "train.betas.1 = [0.9]: field required"),
@@ -157,6 +166,8 @@ REFUSALS = [
     ("data: {packing: loose}", "data.packing = 'loose': must be 'packed' or 'document'"),
     ("analysis: {label: {max_parts: 0}}", "analysis.label.max_parts = 0: must be greater than 0"),
     ("seed: -1", "seed = -1: must be a whole number, 0 or more"),
+    ("seed: true", "seed = True: must be a whole number, 0 or more"),
+    ("seed: 1.0", "seed = 1.0: must be a whole number, 0 or more"),
     ("seed: x", "seed = 'x': must be a whole number, 0 or more"),
     ("plugins: mine", "plugins = 'mine': must be a list of module names"),
     ("plugins: [no_such_plugin]", "plugins: no module 'no_such_plugin' can be imported from here"),

@@ -7,8 +7,8 @@ import pytest
 from sae.architectures.configs import JumpReLUConfig, TopKConfig
 from sae.errors import ConfigError
 from sae.run_config import RunConfig, describe, load_config
-from sae.sweep_config import STREAM
-from train import trainer
+from sae.sweep_config import FILES, STREAM
+from train import pareto, trainer
 
 BASE = """
 harvest: {sites: [mlp_out.1, mlp_out.2]}
@@ -179,6 +179,18 @@ REFUSALS = [
         "sweep[0].name = 5: must be the name of a folder: letters, digits and . _ , = + -, at most 100",
     ),
 ]
+
+
+@pytest.mark.parametrize("name", [*FILES, "Table.CSV", "pareto.png.tmp"])
+def test_a_dictionary_is_not_called_like_a_file_of_the_sweep(read, name):
+    with pytest.raises(ConfigError) as caught:
+        read(f"- {{sae.k: 2, name: {name}}}")
+    assert str(caught.value).endswith(f"sweep[0].name = {name!r}: is that of a file of the sweep; give it another")
+
+
+def test_the_files_of_the_sweep_are_those_that_are_written(tmp_path):
+    pareto.write([], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(FILES)
 
 
 @pytest.mark.parametrize(("text", "message"), REFUSALS, ids=[text for text, _ in REFUSALS])
