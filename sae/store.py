@@ -8,6 +8,7 @@ activations, tokens and everything found later meet at the same position.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae.errors import StoreError
-from sae.files import publish
+from sae.files import publish, read_json, sha256_file
 from sae.scaling import SiteStats
 from sae.stage import Box
 
@@ -31,6 +32,8 @@ class Shard:
     path: Path
     start: int
     rows: int
+    sha256: str | None = None
+    """What the box's manifest says of it; None: it is of no box, and is not checked."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,11 @@ class ActivationSplit:
         return sum(self.widths)
 
     def read(self, start: int, stop: int) -> Float[Tensor, "rows d"]:
-        """Rows `start:stop` as float32; only these bytes are read from disk."""
+        """Rows `start:stop` as float32; only these bytes are read, once their shards have been.
+
+        Raises:
+            StoreError: a shard is missing or damaged; all of it is compared with its checksum before its first use.
+        """
         read = [_read(shards, start, stop) for shards in self.columns]
         filled = [part if len(part) else torch.empty(0, d) for part, d in zip(read, self.widths, strict=True)]
         return torch.cat(filled, dim=1) if len(filled) > 1 else filled[0]
@@ -61,9 +68,18 @@ def _read(shards: Sequence[Shard], start: int, stop: int) -> Tensor:
     for shard in shards:
         first, last = max(start - shard.start, 0), min(stop - shard.start, shard.rows)
         if first < last:
+            _check(shard.path, shard.sha256)
             with safe_open(shard.path, framework="pt") as file:
                 parts.append(file.get_slice("acts")[first:last].float())
     return torch.cat(parts) if parts else torch.empty(0, 0)
+
+
+@cache  # once a process, though training, evaluation and analysis each open the store anew
+def _check(path: Path, sha256: str | None) -> None:
+    if sha256 is not None and (not path.is_file() or sha256_file(path) != sha256):
+        raise StoreError(
+            f"{path}: missing or damaged (checksum differs); remove it and run the stage that builds it again"
+        )
 
 
 @dataclass(frozen=True)
@@ -123,6 +139,7 @@ class ActivationStore:
     def __init__(self, box: Box) -> None:
         self.box = box
         self.skip_positions: int = box.facts["skip_positions"]
+        self._files = read_json(box.path / "manifest.json")["files"]
 
     def sites(self) -> list[str]:
         return list(self.box.facts["sites"])
@@ -149,7 +166,7 @@ class ActivationStore:
                 raise StoreError(f"{self.box.path}: no activations of {site} on {split}; harvested: {self.sites()}")
             shards, start = [], 0
             for name, rows in facts["splits"][split]:
-                shards.append(Shard(self.box.path / name, start, rows))
+                shards.append(Shard(self.box.path / name, start, rows, self._files[name]["sha256"]))
                 start += rows
             columns.append(shards)
             widths.append(facts["d_in"])

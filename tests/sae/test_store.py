@@ -124,3 +124,30 @@ def test_values_that_are_not_finite_are_refused(tmp_path, value, dtype):
         f"{path}: an activation of size {value:g} is not finite in torch.{dtype}; use harvest.dtype=bfloat16 or float32"
     )
     assert not path.exists()
+
+
+# --- damage ---
+
+
+def test_a_shard_with_one_flipped_bit_is_named_before_a_row_of_it_is_used(make_box):
+    def build(out):
+        for i in range(2):
+            write_shard(out / f"x-{i}.safetensors", torch.ones(4, 2), torch.float32)
+        shards = [[f"x-{i}.safetensors", 4] for i in range(2)]
+        facts = {"d_in": 2, "splits": {"train": shards}, "mean_norm": 1.0, "mean_square": 2.0, "mean": [1.0] * 2}
+        return {"sites": {"x": facts}, "skip_positions": 0, "dtype": "float32"}
+
+    box = make_box(build)
+    damaged = box.path / "x-1.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    split = ActivationStore(box).split(["x"], "train")
+    assert torch.equal(split.read(0, 4), torch.ones(4, 2)), "the other shard is whole"
+    for change in (lambda: None, damaged.unlink):
+        change()
+        with pytest.raises(StoreError) as caught:
+            split.read(3, 5)
+        assert str(caught.value) == (
+            f"{damaged}: missing or damaged (checksum differs); remove it and run the stage that builds it again"
+        )
