@@ -1,5 +1,6 @@
 """An architecture from outside the package, as `docs/plug-ins.md` tells it, through the whole flow."""
 
+import ast
 import json
 import os
 import subprocess
@@ -69,3 +70,22 @@ def test_group_max_keeps_the_largest_of_each_group(monkeypatch):
     latents = GroupMax(2)(torch.tensor([[1.0, 3.0, -2.0, -1.0], [5.0, 4.0, 0.5, 0.25]]))
     assert latents.dense().tolist() == [[0, 3, 0, 0], [5, 0, 0.5, 0]]
     assert latents.firing_counts().tolist() == [1, 1, 1, 0]
+
+
+def test_groups_of_unequal_size_are_refused_before_any_work(tmp_path):
+    (tmp_path / "group_max.py").write_text(EXAMPLE.read_text())
+    (tmp_path / "my.yaml").write_text("plugins: [group_max]\nsae: {type: group_max, n_latents: 4096, k: 24}\n")
+    done = sae("run", "my.yaml", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "sae: my.yaml: sae.k = 24: must divide n_latents = 4096\n")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_pages_second_block_imports_what_it_uses():
+    """All but `x`, which is the reader's."""
+    page = (ROOT / "docs/plug-ins.md").read_text()
+    block = page.split("```python\n")[2].split("```")[0]
+    nodes = list(ast.walk(ast.parse(block)))
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    made = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    made |= {alias.name for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names}
+    assert {node.id for node in names} - made == {"x"}
