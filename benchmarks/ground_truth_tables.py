@@ -63,9 +63,9 @@ a linear decay over the last 20 %, and AuxK for latents that were silent for {sc
 the framework's authors use it (`benchmarks/peers/` says how). No learning rate was searched, and it was in this world
 that [the first weights](decisions/first-weights.md) were chosen. Figures are of {scale.test_rows:,} other rows, with
 latents as they are in use: mean ± standard error over {plan.seeds} seeds (samples,
-initial weights, order of rows) in one world. L0 is what was met on them. The published runs saw 200,000,000 tokens in batches of 1,024,
-{200e6 / scale.tokens:.0f} times as many, at a learning rate of 3e-4; their rows stand here for orientation only.
-F1, MCC and uniqueness as in `sae/truth.py`; EV is the explained variance.
+initial weights, order of rows) in one world. L0 is what was met on them. The published runs saw 200,000,000 tokens
+({200e6 / scale.tokens:.0f} times as many) in batches of 1,024, at a learning rate of 3e-4; their rows stand here for
+orientation only. F1, MCC and uniqueness as in `sae/truth.py`; EV is the explained variance.
 """
 
 
