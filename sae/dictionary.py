@@ -120,8 +120,9 @@ class Dictionary(nn.Module, ABC):
     def units(self) -> Mapping[str, float]:
         """By parameter, the size of what it is measured in where that is not 1; known once initialised.
 
-        Biases and thresholds are measured in the data. The optimiser's steps are as many times larger, so
-        that what is learnt does not depend on how the data are scaled.
+        Biases are measured in the data: the optimiser's steps are as many times larger, so that what is learnt
+        does not depend on how the data are scaled. So are thresholds, but larger steps do not become them:
+        their straight-through gradients are noise for the most part.
         """
         return {}
 

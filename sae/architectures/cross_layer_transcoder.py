@@ -80,7 +80,7 @@ class CrossLayerTranscoder(Dictionary):
                 self.b_enc[own] = firing_biases(x, self.W_enc[layer], self.threshold[own], rate)
 
     def units(self) -> Mapping[str, float]:
-        return {"b_enc": self.input_size, "threshold": self.input_size, "b_dec": self.target_size}
+        return {"b_enc": self.input_size, "b_dec": self.target_size}
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Latents:
         return join([part for part, _ in self._encode(self.scaling.enter(x))])

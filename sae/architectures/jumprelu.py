@@ -72,9 +72,6 @@ class JumpReLUSAE(SAE):
         super().reseed(latents, x, target)
         self.threshold[latents] = self.cfg.threshold
 
-    def units(self) -> Mapping[str, float]:
-        return {**super().units(), "threshold": self.input_size}
-
     def _scale_latents(self, by: Tensor) -> None:
         super()._scale_latents(by)
         self.threshold.mul_(by)

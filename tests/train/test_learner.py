@@ -247,7 +247,6 @@ def test_a_penalty_warms_up_over_its_share(store, tmp_path):
         (TopKConfig(n_latents=64, k=K), None),
         (ReLUConfig(n_latents=64, sparsity_coef=0.5), 0.5),
         (GatedConfig(n_latents=64, sparsity_coef=0.5), 0.5),
-        (JumpReLUConfig(n_latents=64, sparsity_coef=0.01, threshold=0.1, bandwidth=0.5), None),
         (SwitchConfig(n_latents=64, k=K, n_experts=2), None),
     ],
     ids=lambda value: type(value).__name__,
@@ -259,9 +258,6 @@ def test_what_is_learnt_does_not_depend_on_the_units(store, tmp_path, sae, coef)
     ratio = store.stats("x").mean_norm / D**0.5 / store.stats("x").mean_square ** 0.5
     for normalise, unit in (("mean_norm", 1.0), ("rms", ratio)):
         own = replace(sae, normalise=normalise, **({"sparsity_coef": unit * coef} if coef else {}))
-        if isinstance(own, JumpReLUConfig):  # its error has a unit squared, its count of latents none
-            lengths = {"threshold": unit * own.threshold, "bandwidth": unit * own.bandwidth}
-            own = replace(own, sparsity_coef=unit**2 * own.sparsity_coef, **lengths)
         cfg = choices(tokens=256 * 20, clip=None, eps=1e-20)
         learner, loader = learner_of(store, tmp_path / normalise, cfg, own)
         for step in range(20):
