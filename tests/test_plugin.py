@@ -11,6 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from sae import architectures
+from sae.architectures.configs import configs
+
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs/examples/group_max.py"
 
@@ -65,7 +68,11 @@ def test_a_plug_in_goes_from_text_to_labels(tmp_path):
 
 def test_group_max_keeps_the_largest_of_each_group(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLE.parent))
+    for registry in (architectures.architectures, configs):  # what is registered here is forgotten after the test
+        monkeypatch.setattr(registry, "_things", dict(registry._things))
     from group_max import GroupMax
+
+    monkeypatch.delitem(sys.modules, "group_max")
 
     latents = GroupMax(2)(torch.tensor([[1.0, 3.0, -2.0, -1.0], [5.0, 4.0, 0.5, 0.25]]))
     assert latents.dense().tolist() == [[0, 3, 0, 0], [5, 0, 0.5, 0]]
