@@ -1,7 +1,6 @@
 """Ours, as `sae train` does it; everything that is not named in `settings` is the architecture's default."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def settings(architecture: str, knob: float, n_latents: int) -> dict[str, Any]:
         chosen["n_experts"] = n_latents // 16
     sae = parse(configs.get(architecture), chosen, "sae")
     # the recipe stands beside the fields, so that a changed one is seen
-    return {**to_json(sae), "recipe": asdict(sae.recipe)}
+    return {**to_json(sae), "recipe": to_json(sae.recipe)}
 
 
 def train_config(job: Job) -> TrainConfig:

@@ -236,6 +236,16 @@ def test_what_is_not_at_one_l0_is_not_compared():
     assert "comparisons" not in section(replace(plan, seeds=1), runs), "one seed has no standard error"
 
 
+def test_what_was_read_back_is_not_run_again(tmp_path):
+    """What a run was told is compared with what JSON made of it."""
+    plan = replace(PLAN, frameworks=(OURS,), families=("jumprelu",))
+    run = next_run(plan, [])
+    assert run is not None
+    record(tmp_path / "found.json", plan, pretend(run, l0=20.0))
+    again = next_run(plan, recorded(tmp_path / "found.json")["runs"])
+    assert again is not None and again["target"] == 25.0
+
+
 def test_processes_share_the_results(tmp_path):
     path, run = tmp_path / "found.json", {"framework": OURS, "seed": 0}
     record(path, PLAN, run)
