@@ -3,9 +3,10 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from benchmarks.ground_truth import FAMILIES, OURS, Cell, Plan, Run, find
+from benchmarks.ground_truth import FAMILIES, OURS, Cell, Plan, Run, cells, find
 
 METRICS = {"f1": "F1", "mcc": "MCC", "uniqueness": "uniqueness", "explained_variance": "EV"}
 JUDGED = ("f1", "mcc")
@@ -35,15 +36,25 @@ class Mean(NamedTuple):
 
 
 def section(plan: Plan, runs: Sequence[Run], sittings: Sequence[str] = ()) -> str:
-    """Everything that docs/benchmarks.md says of the benchmark."""
+    """Everything that docs/benchmarks.md says of the benchmark: of the families whose every cell has been run,
+    and nothing if there is none."""
+    plan = replace(plan, families=tuple(family for family in plan.families if is_complete(plan, runs, family)))
+    if not plan.families:
+        return ""
     tables = [_table(plan, runs, target) for target in plan.targets]
     return "\n".join([_about(plan), *tables, _verdict(plan, runs), _searches(plan, runs), _sittings(sittings)])
 
 
+def is_complete(plan: Plan, runs: Sequence[Run], family: str) -> bool:
+    """Whether every framework that has the architecture has been run on every seed at every target."""
+    own = [cell for cell in cells(plan) if cell.family == family]
+    return bool(own) and all(find(plan, cell, runs) is not None for cell in own)
+
+
 def means(plan: Plan, runs: Sequence[Run], family: str, framework: str, target: float) -> dict[str, Mean]:
     """Figures of a framework's architecture over the seeds that have been run; empty if none."""
-    cells = [Cell(target, seed, family, framework) for seed in range(plan.seeds)]
-    found = [run["figures"] for cell in cells if (run := find(plan, cell, runs)) is not None]
+    own = [Cell(target, seed, family, framework) for seed in range(plan.seeds)]
+    found = [run["figures"] for cell in own if (run := find(plan, cell, runs)) is not None]
     return {name: Mean.of([figures[name] for figures in found]) for name in found[0]} if found else {}
 
 
@@ -78,14 +89,14 @@ def _table(plan: Plan, runs: Sequence[Run], target: float) -> str:
         best = {m: max((figures[m].value for figures in met), default=math.nan) for m in METRICS}
         for name, figures in found.items():
             if figures:
-                cells = [f"**{figures[m]}**" if figures[m].value == best[m] else str(figures[m]) for m in METRICS]
+                values = [f"**{figures[m]}**" if figures[m].value == best[m] else str(figures[m]) for m in METRICS]
                 l0, dead = f"{figures['l0'].value:.1f}", f"{figures['dead_fraction'].value:.1%}"
                 lines.append(
-                    _row([family, name, l0 if is_met(plan, figures, target) else f"{l0} (not met)", *cells, dead])
+                    _row([family, name, l0 if is_met(plan, figures, target) else f"{l0} (not met)", *values, dead])
                 )
         if target in PUBLISHED.get(family, {}):
-            cells = [f"*{value:.3f}*" for value in PUBLISHED[family][target]]
-            lines.append(_row([family, "*published*", f"*{target:g}*", *cells, ""]))
+            values = [f"*{value:.3f}*" for value in PUBLISHED[family][target]]
+            lines.append(_row([family, "*published*", f"*{target:g}*", *values, ""]))
     return "\n".join([*lines, ""])
 
 

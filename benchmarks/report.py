@@ -23,7 +23,8 @@ def main() -> None:
         path = RESULTS / f"{name}.json"
         if path.exists():
             result = json.loads(path.read_text())
-            parts += [section(result["figures"]), _origin(result)]
+            if text := section(result["figures"]):
+                parts += [text, _origin(result)]
     write_text(ROOT / "docs" / "benchmarks.md", "\n".join(parts))
     atlas = RESULTS / "atlas.json"
     if atlas.exists():

@@ -258,7 +258,15 @@ def test_processes_share_the_results(tmp_path):
 def test_a_part_of_the_matrix_can_be_shown():
     one = next(iter(cells(PLAN)))
     assert one == Cell(20.0, 0, "relu", OURS)
-    assert section(PLAN, []).count("### L0") == 2
+    assert section(PLAN, []) == ""
+    runs = [run for run in complete(PLAN) if run["architecture"] not in ("gated", "switch")]
+    text = section(PLAN, runs)
+    assert text.count("### L0") == 2
+    assert "| topk |" in text
+    assert "| gated |" not in text
+    without_a_seed = [run for run in runs if (run["architecture"], run["seed"]) != ("jumprelu_tanh", 1)]
+    assert "| jumprelu_tanh |" in text
+    assert "| jumprelu_tanh |" not in section(PLAN, without_a_seed)
 
 
 def test_every_architecture_has_a_row_that_says_whose_it_is():
