@@ -4,9 +4,9 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from benchmarks.ground_truth import FAMILIES, OURS, Cell, Plan, Run, cells, find
+from benchmarks.ground_truth import FAMILIES, OURS, Cell, Plan, Run, cells, find, kept
 
 METRICS = {"f1": "F1", "mcc": "MCC", "uniqueness": "uniqueness", "explained_variance": "EV"}
 JUDGED = ("f1", "mcc")
@@ -146,21 +146,15 @@ def _searches(plan: Plan, runs: Sequence[Run]) -> str:
     """Every knob that was tried on seed 0, with the L0 that it gave."""
     lines = ["<details><summary>Every value of k or of a coefficient that was tried, and its L0</summary>\n"]
     for framework in plan.frameworks:
-        for architecture in dict.fromkeys(names[framework] for names in FAMILIES.values() if framework in names):
-            tried = [r for r in runs if (r["framework"], r["architecture"], r["seed"]) == (framework, architecture, 0)]
-            own = sorted((run["knob"], run["figures"]["l0"]) for run in tried if _is_of(plan, run))
-            if own:
+        for family in plan.families:
+            if framework in FAMILIES[family]:
+                cell = Cell(plan.targets[0], 0, family, framework)  # runs for any target are told alike
+                own = sorted((run["knob"], run["figures"]["l0"]) for run in kept(plan, cell, runs))
                 pairs = ", ".join(f"{knob:g} → {l0:.1f}" for knob, l0 in own)
-                lines.append(f"- {framework} {architecture}: {pairs}")
+                lines.append(f"- {framework} {cell.architecture}: {pairs}")
     return "\n".join([*lines, "\n</details>\n"])
 
 
 def _sittings(sittings: Sequence[str]) -> str:
     commands = "".join(f"- `{command}`\n" for command in sittings)
     return f"<details><summary>The sittings in which it was measured</summary>\n\n{commands}\n</details>\n"
-
-
-def _is_of(plan: Plan, run: Mapping[str, Any]) -> bool:
-    names = ("framework", "architecture", "knob")
-    settings = plan.settings(*(run[name] for name in names))
-    return (run["scale"], run["lr"], run["settings"]) == (plan.scale.digest, plan.lr, settings)

@@ -89,6 +89,8 @@ class InputStats:
 class Dictionary(nn.Module, ABC):
     """A trainable basis. `encode`, `decode` and `reconstruct` speak the network's own units."""
 
+    can_reseed: ClassVar[bool] = False
+    """Whether it has `reseed`, and a latent with its weights can fire on the row that it was given."""
     cfg: Any
     shape: Shape
 
@@ -166,7 +168,6 @@ class SAE(Dictionary):
     is_homogeneous: ClassVar[bool] = False
     """Whether a latent whose encoder row and biases are scaled is scaled by the same factor, and it alone."""
     can_reseed: ClassVar[bool] = True
-    """Whether a latent with `reseed`'s weights can fire on the row that it was given."""
     cfg: SAEConfig
 
     def __init__(self, cfg: SAEConfig, shape: Shape) -> None:
@@ -212,9 +213,8 @@ class SAE(Dictionary):
         if self.target_scaling is not None:
             self.target_scaling.fit(stats.outputs, stats.target)
             target = self.target_scaling.enter(stats.target)
-        n_sites = len(self.shape.outputs or self.shape.inputs)
-        self.input_size = rms_norm(x) / len(self.shape.inputs) ** 0.5
-        self.target_size = rms_norm(target) / n_sites**0.5
+        self.input_size = rms_norm(x, len(self.shape.inputs))
+        self.target_size = rms_norm(target, len(self.shape.outputs or self.shape.inputs))
         self.variance.copy_(target.double().var(dim=0, correction=0).sum())
         self.first_weights(x, target, generator)
         if self.cfg.fit_encoder and self.target_scaling is None:
@@ -362,7 +362,7 @@ class SAE(Dictionary):
             return self
         plain = deepcopy(self)
         plain._scale_latents(norms)
-        plain.W_dec.div_(norms[:, None])
+        normalise_rows(plain.W_dec)
         return plain
 
     @torch.no_grad()

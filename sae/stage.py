@@ -104,8 +104,17 @@ def verify(box: Box) -> None:
 
 def damaged(path: Path) -> list[str]:
     """Names of the files of a finished box that are missing or differ from their checksums."""
-    files = read_json(path / "manifest.json")["files"]
-    return [n for n, entry in files.items() if not (path / n).is_file() or sha256_file(path / n) != entry["sha256"]]
+    return [name for name, sha256 in checksums(path).items() if not is_whole(path / name, sha256)]
+
+
+def checksums(path: Path) -> dict[str, str]:
+    """SHA-256 of the files of a finished box, by name."""
+    return {name: entry["sha256"] for name, entry in read_json(path / "manifest.json")["files"].items()}
+
+
+def is_whole(file: Path, sha256: str) -> bool:
+    """Whether a file is there and has its checksum."""
+    return file.is_file() and sha256_file(file) == sha256
 
 
 def _is_current(path: Path, key: str) -> bool:

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae.errors import StoreError
-from sae.files import publish, read_json, sha256_file
+from sae.files import publish
 from sae.scaling import SiteStats
-from sae.stage import Box
+from sae.stage import Box, checksums, is_whole
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -76,7 +76,7 @@ def _read(shards: Sequence[Shard], start: int, stop: int) -> Tensor:
 
 @cache  # once a process, though training, evaluation and analysis each open the store anew
 def _check(path: Path, sha256: str | None) -> None:
-    if sha256 is not None and (not path.is_file() or sha256_file(path) != sha256):
+    if sha256 is not None and not is_whole(path, sha256):
         raise StoreError(
             f"{path}: missing or damaged (checksum differs); remove it and run the stage that builds it again"
         )
@@ -139,7 +139,7 @@ class ActivationStore:
     def __init__(self, box: Box) -> None:
         self.box = box
         self.skip_positions: int = box.facts["skip_positions"]
-        self._files = read_json(box.path / "manifest.json")["files"]
+        self._checksums = checksums(box.path)
 
     def sites(self) -> list[str]:
         return list(self.box.facts["sites"])
@@ -166,7 +166,7 @@ class ActivationStore:
                 raise StoreError(f"{self.box.path}: no activations of {site} on {split}; harvested: {self.sites()}")
             shards, start = [], 0
             for name, rows in facts["splits"][split]:
-                shards.append(Shard(self.box.path / name, start, rows, self._files[name]["sha256"]))
+                shards.append(Shard(self.box.path / name, start, rows, self._checksums[name]))
                 start += rows
             columns.append(shards)
             widths.append(facts["d_in"])

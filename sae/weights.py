@@ -14,9 +14,9 @@ def centre(rows: Float[Tensor, "n d"], kind: InitBias) -> Float[Tensor, " d"]:
     return rows.double().mean(0).to(rows.dtype) if kind == "mean" else rows.new_zeros(rows.shape[1])
 
 
-def rms_norm(rows: Float[Tensor, "n d"]) -> float:
-    """Root mean square of the rows' norms."""
-    return rows.double().square().sum(1).mean().sqrt().item()
+def rms_norm(rows: Float[Tensor, "n d"], n_sites: int = 1) -> float:
+    """Root mean square of the rows' norms, at one of the sites that lie side by side in them."""
+    return rows.double().square().sum(1).mean().sqrt().item() / n_sites**0.5
 
 
 @torch.no_grad()

@@ -64,7 +64,7 @@ class Learner:
         )
         name = architectures.name_of(member.sae)
         self.dictionary = architectures.build(name, member.sae, shape)
-        if self.cfg.resample_tokens and not (isinstance(self.dictionary, SAE) and self.dictionary.can_reseed):
+        if self.cfg.resample_tokens and not self.dictionary.can_reseed:
             raise ConfigError(
                 f"train.resample_tokens = {self.cfg.resample_tokens}: must be 0 with sae.type = {name}, whose latents "
                 "cannot start again from a row"

@@ -70,7 +70,7 @@ class CrossLayerTranscoder(Dictionary):
             uniform(W, self.shape.d_out**-0.5, generator)
         inputs, target = self.scaling.enter(stats.x), self.target_scaling.enter(stats.target)
         n_layers = len(self.shape.inputs)
-        self.input_size, self.target_size = rms_norm(inputs) / n_layers**0.5, rms_norm(target) / n_layers**0.5
+        self.input_size, self.target_size = rms_norm(inputs, n_layers), rms_norm(target, n_layers)
         self.b_dec.copy_(target.double().mean(0))
         self.threshold.fill_(self.cfg.threshold)
         if self.cfg.init_l0:

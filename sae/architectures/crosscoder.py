@@ -40,9 +40,9 @@ def set_site_norms(dictionary: SAE, norm: float) -> None:
     """Give every latent the same norm in every site; the encoder is its copy. Where whole rows have norm 1, sites
     share it."""
     shape = dictionary.shape
-    if dictionary.cfg.decoder == "unit":
-        norm = len(shape.outputs or shape.inputs) ** -0.5
     widths = torch.tensor(shape.outputs or shape.inputs, device=dictionary.W_dec.device)
+    if dictionary.cfg.decoder == "unit":
+        norm = len(widths) ** -0.5
     each = site_norms(dictionary.W_dec, shape).repeat_interleave(widths, dim=1)
     dictionary.W_dec.mul_(norm / each)
     if shape.outputs is None:
