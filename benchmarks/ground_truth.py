@@ -65,12 +65,12 @@ FAMILIES: Mapping[str, Mapping[str, str]] = {
 }
 """The same architecture by each framework's name for it."""
 FIRST_COEFFICIENTS: Mapping[tuple[str, str], float] = {
-    (OURS, "relu"): 3.5,
-    (OURS, "relu_april"): 5.0,
-    (OURS, "jumprelu"): 2e-3,
+    (OURS, "relu"): 3.7,
+    (OURS, "relu_april"): 3.6,
+    (OURS, "jumprelu"): 1.3e-3,
     (OURS, "jumprelu_tanh"): 5.0,
-    (OURS, "gated"): 4.5,
-    (OURS, "p_anneal"): 1.6,
+    (OURS, "gated"): 4.3,
+    (OURS, "p_anneal"): 1.8,
     ("SAELens", "standard"): 4.0,
     ("SAELens", "jumprelu"): 4.0,
     ("SAELens", "jumprelu_tanh"): 5.0,

@@ -22,7 +22,7 @@ from sae.latents import Latents
 from sae.losses import auxk, ghost, squared_error
 from sae.scaling import RowScale, Scaling, SiteStats
 from sae.select import Selection, TopK
-from sae.weights import centre, normalise_rows, remove_parallel_gradient, rms_norm
+from sae.weights import centre, data_rows, normalise_rows, pick, random_rows, remove_parallel_gradient, rms_norm
 
 FIT_ROWS, FIT_CHUNK = 4096, 512  # of the sample, by which the encoder's size is set
 
@@ -217,13 +217,13 @@ class SAE(Dictionary):
         self.target_size = rms_norm(target, len(self.shape.outputs or self.shape.inputs))
         self.variance.copy_(target.double().var(dim=0, correction=0).sum())
         self.first_weights(x, target, generator)
-        if self.cfg.fit_encoder and self.target_scaling is None:
-            self._fit_encoder(x[:FIT_ROWS])
+        if self.cfg.fit_encoder and (self.target_scaling is None or self.cfg.init_decoder == "data"):
+            self._fit_encoder(x[:FIT_ROWS], target[:FIT_ROWS])
 
     def first_weights(
         self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"], generator: torch.Generator
     ) -> None:
-        """Random decoder directions of one norm, the encoder their copy, biases by the configuration.
+        """Decoder directions of one norm, the encoder their copy, biases by the configuration.
 
         A transcoder's encoder has directions of its own, and its biases make the mean input give
         the mean output and no latent (Paulo et al. 2025, §A).
@@ -231,32 +231,39 @@ class SAE(Dictionary):
         Args:
             x: a sample of rows, in the dictionary's units, as `target`.
         """
-        self._random_rows(self.W_dec, generator)
-        if self.target_scaling is None:
-            self.W_enc.copy_(self.W_dec)
-        else:
-            self._random_rows(self.W_enc, generator)
+        self._first_matrices(x, target, generator)
+        if self.target_scaling is not None:
             self.b_enc.copy_(-(x.double().mean(0) @ self.W_enc.double().T))
         self.b_dec.copy_(centre(target, self.cfg.init_bias if self.target_scaling is None else "mean"))
 
-    def _fit_encoder(self, x: Float[Tensor, "n d_in"]) -> None:
+    def _first_matrices(self, x: Tensor, target: Tensor, generator: torch.Generator) -> None:
+        """Rows of norm `init_norm` in the directions of the data, or at random ones. What a transcoder's latent
+        writes for a row is what it reads there."""
+        sides = [(self.W_dec, target)] if self.target_scaling is None else [(self.W_dec, target), (self.W_enc, x)]
+        if self.cfg.init_decoder == "random":
+            directions = [random_rows(matrix.shape, generator) for matrix, _ in sides]
+        else:
+            picked = pick(len(x), len(self.W_dec), generator)
+            directions = [data_rows(rows, picked, generator) for _, rows in sides]
+        for (matrix, _), unit in zip(sides, directions, strict=True):
+            matrix.copy_(self.cfg.init_norm * unit)
+        if self.target_scaling is None:
+            self.W_enc.copy_(self.W_dec)
+
+    def _fit_encoder(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> None:
         """Scale the encoder so that the first reconstructions are right in size: in the direction of the
         data many latents fire a little, and their sum is too long, or, where few may fire, too short."""
         along, square = 0.0, 0.0
-        for rows in x.split(FIT_CHUNK):
+        for rows, wanted in zip(x.split(FIT_CHUNK), target.split(FIT_CHUNK), strict=True):
             recon = kernels.decode(self._encode(rows), self.W_dec)
-            along += (recon * (rows - self.b_dec)).sum().item()
+            along += (recon * (wanted - self.b_dec)).sum().item()
             square += recon.square().sum().item()
         if along > 0:
             self.W_enc.mul_(along / square)
+            self.b_enc.mul_(along / square)
 
     def units(self) -> Mapping[str, float]:
         return {"b_enc": self.input_size, "b_dec": self.target_size}
-
-    def _random_rows(self, matrix: Tensor, generator: torch.Generator) -> None:
-        matrix.copy_(torch.randn(matrix.shape, generator=generator))
-        normalise_rows(matrix)
-        matrix.mul_(self.cfg.init_norm)
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Latents:
         return self._encode(self._enter(x)[0])

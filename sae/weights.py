@@ -1,10 +1,12 @@
 """Rows of weights and of data: norms, centres, and what keeps a decoder's rows at norm 1."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae.architectures.configs import InitBias
+
+NOISE = 0.5  # norm of what is added to a row's direction
 
 
 def centre(rows: Float[Tensor, "n d"], kind: InitBias) -> Float[Tensor, " d"]:
@@ -12,6 +14,30 @@ def centre(rows: Float[Tensor, "n d"], kind: InitBias) -> Float[Tensor, " d"]:
     if kind == "geometric_median":
         return geometric_median(rows)
     return rows.double().mean(0).to(rows.dtype) if kind == "mean" else rows.new_zeros(rows.shape[1])
+
+
+def random_rows(shape: torch.Size | tuple[int, int], generator: torch.Generator) -> Float[Tensor, "n d"]:
+    """Directions drawn evenly, of norm 1."""
+    matrix = torch.randn(shape, generator=generator)
+    normalise_rows(matrix)
+    return matrix
+
+
+def data_rows(
+    rows: Float[Tensor, "n d"], picked: Int[Tensor, " m"], generator: torch.Generator
+) -> Float[Tensor, "m d"]:
+    """Directions of the picked rows from the rows' mean, of norm 1, with noise: rows that are alike, or were picked
+    twice, should not become the same latent twice."""
+    own = rows[picked] - rows.double().mean(0).to(rows.dtype)
+    normalise_rows(own)
+    own += NOISE * random_rows(own.shape, generator)
+    normalise_rows(own)
+    return own
+
+
+def pick(n: int, count: int, generator: torch.Generator) -> Int[Tensor, " count"]:
+    """`count` of n rows at random, each again only after all others."""
+    return torch.randperm(n, generator=generator)[torch.arange(count) % n]
 
 
 def rms_norm(rows: Float[Tensor, "n d"], n_sites: int = 1) -> float:

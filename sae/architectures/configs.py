@@ -13,6 +13,7 @@ from sae.registry import Registry
 configs: Registry[type] = Registry("sae.type")
 Normalise = Literal["mean_norm", "rms", "none", "whiten", "layer_norm", "row_norm"]
 InitBias = Literal["geometric_median", "mean", "zero"]
+InitDecoder = Literal["data", "random"]
 DecoderNorm = Literal["unit", "free"]
 
 
@@ -50,13 +51,16 @@ class SAEConfig(DictionaryConfig):
     """Subtract `b_dec` from the input; a transcoder never does."""
     decoder: DecoderNorm = "unit"
     """`unit`: rows of the decoder have norm 1 after every step, and no gradient along themselves."""
+    init_decoder: InitDecoder = "data"
+    """Where the decoder's rows point before training. `data`: each to a row of the data, with some noise, which finds
+    features many times sooner. `random`: anywhere, as in the paper."""
     init_norm: PositiveFloat = 1.0
     """Norm of the decoder's rows before training; the encoder starts as their copy."""
     init_bias: InitBias = "geometric_median"
     """Where `b_dec` starts; a transcoder's starts at the mean."""
     fit_encoder: bool = True
     """Scale the encoder before training so that the first reconstructions have the right size (as Gao et al. 2024 do
-    in their code on random inputs); not for transcoders."""
+    in their code on random inputs); not for transcoders whose directions are random."""
     skip: bool = False
     """A linear path from input to output beside the latents; for transcoders."""
     auxk: Natural | None = None
@@ -323,6 +327,8 @@ class MatchingPursuitConfig(DictionaryConfig):
     """A row stops once the norm of what is left is below it, in the dictionary's units; 0 turns it off."""
     stop_on_repeat: bool = False
     """A row stops with the first step that takes no new latent."""
+    init_decoder: InitDecoder = "data"
+    """Where rows point before training: `data`, each to a row of the data, with some noise, or `random`."""
     init_bias: InitBias = "geometric_median"
     """Where `b_dec` starts."""
 

@@ -59,10 +59,8 @@ class Crosscoder(SAE):
     is_normalised = False
     cfg: CrosscoderConfig
 
-    def first_weights(
-        self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"], generator: torch.Generator
-    ) -> None:
-        super().first_weights(x, target, generator)
+    def _first_matrices(self, x: Tensor, target: Tensor, generator: torch.Generator) -> None:
+        super()._first_matrices(x, target, generator)
         set_site_norms(self, self.cfg.init_norm)
 
     def selection(self) -> Selection:
@@ -97,10 +95,8 @@ class BatchTopKCrosscoder(SAE):
         super().__init__(cfg, shape)
         self.threshold = BatchThreshold(cfg.threshold_steps)
 
-    def first_weights(
-        self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"], generator: torch.Generator
-    ) -> None:
-        super().first_weights(x, target, generator)
+    def _first_matrices(self, x: Tensor, target: Tensor, generator: torch.Generator) -> None:
+        super()._first_matrices(x, target, generator)
         set_site_norms(self, self.cfg.init_norm)
 
     def selection(self) -> Selection:

@@ -41,18 +41,20 @@ class JumpReLUSAE(SAE):
         super().first_weights(x, target, generator)
         self.threshold.fill_(self.cfg.threshold)
         if self.cfg.init_l0:
-            self._weights_by_rate(x, generator)
+            x = x if self.b_pre is None else x - self.b_pre
+            self.b_enc.copy_(firing_biases(x, self.W_enc, self.threshold, self.cfg.init_l0 / self.cfg.n_latents))
 
-    def _weights_by_rate(self, x: Float[Tensor, "n d_in"], generator: torch.Generator) -> None:
-        """The first weights of Conerly et al. 2025: every latent fires on the same share of the rows."""
+    def _first_matrices(self, x: Tensor, target: Tensor, generator: torch.Generator) -> None:
+        """Where latents are to fire on the same share of the rows, those of Conerly et al. 2025."""
+        if not self.cfg.init_l0:
+            super()._first_matrices(x, target, generator)
+            return
         uniform(self.W_dec, self.shape.d_out**-0.5, generator)
         if self.target_scaling is None:
             self.W_enc.copy_(self.W_dec)
         else:
             uniform(self.W_enc, self.shape.d_in**-0.5, generator)
         self.W_enc.mul_(self.shape.d_in / self.cfg.n_latents)
-        x = x if self.b_pre is None else x - self.b_pre
-        self.b_enc.copy_(firing_biases(x, self.W_enc, self.threshold, self.cfg.init_l0 / self.cfg.n_latents))
 
     def selection(self) -> Selection:
         return self._jump() if self.training else JumpReLU(self.threshold)

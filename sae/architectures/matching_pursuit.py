@@ -19,7 +19,7 @@ from sae.errors import ConfigError
 from sae.latents import Latents
 from sae.losses import squared_error
 from sae.scaling import Scaling
-from sae.weights import centre, normalise_rows, remove_parallel_gradient, rms_norm
+from sae.weights import centre, data_rows, normalise_rows, pick, random_rows, remove_parallel_gradient, rms_norm
 
 CHUNK_ROWS = 256  # rows whose scores of all latents are kept at a time: they should stay in cache
 
@@ -53,11 +53,13 @@ class MatchingPursuitSAE(Dictionary):
 
     @torch.no_grad()
     def initialise(self, stats: InputStats, generator: torch.Generator) -> None:
-        """Random unit rows; the bias by the configuration."""
+        """Unit rows and the bias by the configuration."""
         self.scaling.fit(stats.inputs, stats.x)
         x = self.scaling.enter(stats.x, self.scaling.rows(stats.x))
-        self.W_dec.copy_(torch.randn(self.W_dec.shape, generator=generator))
-        normalise_rows(self.W_dec)
+        if self.cfg.init_decoder == "random":
+            self.W_dec.copy_(random_rows(self.W_dec.shape, generator))
+        else:
+            self.W_dec.copy_(data_rows(x, pick(len(x), len(self.W_dec), generator), generator))
         self.b_dec.copy_(centre(x, self.cfg.init_bias))
         self.variance.copy_(x.double().var(dim=0, correction=0).sum())
         self.input_size = rms_norm(x)

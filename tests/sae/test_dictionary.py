@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from sae.architectures.batchtopk import BatchTopKSAE
 from sae.architectures.configs import (
@@ -35,7 +36,7 @@ from sae.dictionary import (
     Step,
 )
 from sae.scaling import SiteStats
-from sae.weights import centre, geometric_median, normalise_rows, remove_parallel_gradient
+from sae.weights import centre, data_rows, geometric_median, normalise_rows, pick, remove_parallel_gradient
 from tests.sae import checks
 from tests.sae.checks import X, close, step, total
 
@@ -71,13 +72,46 @@ def test_the_first_reconstructions_have_the_right_size():
 
 @pytest.mark.parametrize("norm", [1.0, 0.1])
 def test_the_encoder_is_a_copy_of_random_directions_of_one_norm(norm):
-    dictionary, _ = initialised(decoder="free", init_norm=norm, fit_encoder=False)
+    dictionary, _ = initialised(decoder="free", init_norm=norm, fit_encoder=False, init_decoder="random")
     close(dictionary.W_dec.norm(dim=1), torch.full((50,), norm))
     assert torch.equal(dictionary.W_enc, dictionary.W_dec)
     assert dictionary.W_enc.data_ptr() != dictionary.W_dec.data_ptr()
     assert dictionary.b_enc.abs().sum() == 0
     close(dictionary.W_dec.mean(0) / norm, [0.0] * 4, atol=0.25)  # no direction is preferred: sd 1 / sqrt(4 * 50) = .07
     assert dictionary.W_enc.requires_grad
+
+
+def test_decoder_rows_point_to_rows_of_the_data():
+    """A sum of a unit vector and half as long a one has a cosine of 1 / sqrt(1.25) with the first, where both are
+    orthogonal, as they nearly are in 400 dimensions."""
+    rows = torch.randn(60, 400, generator=torch.Generator().manual_seed(1)) * torch.arange(1, 61)[:, None] + 9
+    found = data_rows(rows, torch.arange(50), torch.Generator().manual_seed(7))
+    close(found.norm(dim=1), torch.ones(50))
+    close((found * normalize(rows - rows.mean(0), dim=1)[:50]).sum(1), torch.full((50,), 1.25**-0.5), atol=0.06)
+    assert data_rows(torch.ones(3, 2), torch.tensor([0]), torch.Generator()).norm() > 0.999, "no direction but noise"
+
+
+def test_no_row_is_picked_twice_before_every_row_was_picked():
+    picked = pick(10, 25, torch.Generator().manual_seed(7))
+    assert picked.bincount().tolist() != [3] * 5 + [2] * 5, "in random order"
+    assert sorted(picked.bincount().tolist()) == [2] * 5 + [3] * 5
+    assert sorted(picked[:10].tolist()) == list(range(10))
+
+
+def test_a_latent_of_a_transcoder_reads_and_writes_the_same_row():
+    dictionary = ReLUSAE(ReLUConfig(n_latents=300, normalise="none"), Shape((500,), (400,)))
+    x = torch.randn(100, 500, generator=torch.Generator().manual_seed(1))
+    target = torch.randn(100, 400, generator=torch.Generator().manual_seed(2))
+    stats = InputStats((SiteStats(500, 1.0, 1.0),), (SiteStats(400, 1.0, 1.0),), x, target)
+    dictionary.initialise(stats, torch.Generator().manual_seed(7))
+    read = (dictionary.W_enc @ normalize(x - x.mean(0), dim=1).T).argmax(dim=1)
+    written = (dictionary.W_dec @ normalize(target - target.mean(0), dim=1).T).argmax(dim=1)
+    assert torch.equal(read, written)
+    assert read.bincount().tolist() == [3] * 100
+    recon = dictionary.reconstruct(x)[1] - dictionary.b_dec
+    residual = target - dictionary.b_dec - recon
+    assert abs((residual * recon).sum()) < 1e-4 * recon.square().sum(), "the encoder's size is fitted too"
+    close(dictionary.W_enc @ x.mean(0) + dictionary.b_enc, torch.zeros(300), atol=1e-5)  # and no latent for the mean
 
 
 def test_first_weights_are_a_function_of_the_seed():

@@ -101,7 +101,8 @@ def test_terms_are_means_over_all_parts(store, tmp_path):
 def test_latents_that_fire_in_any_part_are_alive(store, tmp_path):
     silent = []
     for parts in (1, 8):
-        learner, loader = learner_of(store, tmp_path / str(parts), choices(batch=64, accumulate=parts))
+        sae = TopKConfig(n_latents=64, k=K, init_decoder="random")  # some of which never fire
+        learner, loader = learner_of(store, tmp_path / str(parts), choices(batch=64, accumulate=parts), sae)
         learner.step(loader.batch(0))
         silent.append(learner.progress.silent_tokens)
     assert torch.equal(*silent)
@@ -338,7 +339,7 @@ def test_all_of_it_goes_on_to_the_same_bytes(store, tmp_path, optimizer):
     """Stopped after 5, 6 and 13 of 20 steps, with everything on: an average, parts, resampling every third step."""
     choice = {"ema": 0.0 if optimizer in ("schedule_free", "signum") else 0.9, "accumulate": 2, "resample_tokens": 768}
     cfg = choices(tokens=256 * 20, optimizer=optimizer, dead_tokens=512, evaluate_every=4, **choice, **HALF)
-    sae = BatchTopKConfig(n_latents=192, k=2)
+    sae = BatchTopKConfig(n_latents=192, k=2, init_decoder="random")  # some of which never fire
     train(store, tmp_path / "whole", cfg, sae)
     learner, loader = learner_of(store, tmp_path / "parts", cfg, sae, n_steps=20)
     n_resampled = 0

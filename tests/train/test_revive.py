@@ -219,7 +219,8 @@ def test_latents_revive_and_learn_what_was_missing(store, tmp_path, every, n_ste
     """Half the true features have a latent; the other half of the latents is silent, at a bias of -100. If at step 50
     of 400 they start again, at the end none is dead and every feature is known; if not, half are not."""
     cfg = choices(tokens=256 * n_steps, lr=1e-2, dead_tokens=256 * 50, resample_tokens=every)
-    one = member(tmp_path / "a", cfg, ReLUConfig(n_latents=N_FEATURES, sparsity_coef=0.2))
+    sae = ReLUConfig(n_latents=N_FEATURES, sparsity_coef=0.2, init_decoder="random")
+    one = member(tmp_path / "a", cfg, sae)
     pairs = store.pairs(X, "train")
     loader = Loader(pairs.split, 256, 4096, 0)
     learner = Learner(one, store, n_steps, Accelerator(cpu=True))
