@@ -1,4 +1,4 @@
-"""What dictionaries with one encoder and decoder share: first weights, their steps, and how the dead are revived."""
+"""What dictionaries with one encoder and decoder share: their steps, and how the dead are revived."""
 
 import math
 
@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from sae.architectures.batchtopk import BatchTopKSAE
 from sae.architectures.configs import (
@@ -28,15 +27,8 @@ from sae.architectures.jumprelu import JumpReLUSAE
 from sae.architectures.p_anneal import PAnnealSAE
 from sae.architectures.relu import ReLUSAE
 from sae.architectures.topk import TopKSAE
-from sae.dictionary import (
-    SAE,
-    Dictionary,
-    InputStats,
-    Shape,
-    Step,
-)
-from sae.scaling import SiteStats
-from sae.weights import centre, data_rows, geometric_median, normalise_rows, pick, remove_parallel_gradient
+from sae.dictionary import SAE, Dictionary, Shape, Step
+from sae.weights import normalise_rows, remove_parallel_gradient
 from tests.sae import checks
 from tests.sae.checks import X, close, step, total
 
@@ -44,144 +36,6 @@ from tests.sae.checks import X, close, step, total
 def relu(**choices) -> ReLUSAE:
     """Example E: f = [[1.5,1,1.7,0],[.6,0,0,0]], residual e = x - x_hat = [[-1.02,-1.36],[0,-1]], l3 never fires."""
     return checks.example(ReLUSAE, ReLUConfig(n_latents=4, sparsity_coef=0.0, **choices))
-
-
-# --- first weights ---
-
-
-def initialised(seed: int = 7, **choices) -> tuple[ReLUSAE, Tensor]:
-    """A dictionary of 50 latents and the rows that it was told of, whose mean norm is said to be 4, so that s = .5."""
-    dictionary = ReLUSAE(ReLUConfig(n_latents=50, **choices), Shape((4,)))
-    rows = torch.randn(101, 4, generator=torch.Generator().manual_seed(1)) ** 3 + 2
-    stats = (SiteStats(4, 4.0, 25.0),)
-    dictionary.initialise(InputStats(stats, stats, rows, rows), torch.Generator().manual_seed(seed))
-    return dictionary, rows
-
-
-def test_the_first_reconstructions_have_the_right_size():
-    """No other size of the encoder would reconstruct the sample better: there the error's slope is 0."""
-    dictionary, rows = initialised()
-    x = dictionary.scaling.enter(rows)
-    recon = dictionary.scaling.enter(dictionary.reconstruct(rows)[1]) - dictionary.b_dec
-    residual = x - dictionary.b_dec - recon
-    assert abs((residual * recon).sum()) < 1e-5 * recon.square().sum()
-    gains = dictionary.W_enc / dictionary.W_dec
-    torch.testing.assert_close(gains, gains[:1, :1].expand_as(gains))
-    assert 0 < gains[0, 0] < 0.5, "half of 50 latents fire on each of 4 dimensions"
-
-
-@pytest.mark.parametrize("norm", [1.0, 0.1])
-def test_the_encoder_is_a_copy_of_random_directions_of_one_norm(norm):
-    dictionary, _ = initialised(decoder="free", init_norm=norm, fit_encoder=False, init_decoder="random")
-    close(dictionary.W_dec.norm(dim=1), torch.full((50,), norm))
-    assert torch.equal(dictionary.W_enc, dictionary.W_dec)
-    assert dictionary.W_enc.data_ptr() != dictionary.W_dec.data_ptr()
-    assert dictionary.b_enc.abs().sum() == 0
-    close(dictionary.W_dec.mean(0) / norm, [0.0] * 4, atol=0.25)  # no direction is preferred: sd 1 / sqrt(4 * 50) = .07
-    assert dictionary.W_enc.requires_grad
-
-
-def test_decoder_rows_point_to_rows_of_the_data():
-    """A sum of a unit vector and half as long a one has a cosine of 1 / sqrt(1.25) with the first, where both are
-    orthogonal, as they nearly are in 400 dimensions."""
-    rows = torch.randn(60, 400, generator=torch.Generator().manual_seed(1)) * torch.arange(1, 61)[:, None] + 9
-    found = data_rows(rows, torch.arange(50), torch.Generator().manual_seed(7))
-    close(found.norm(dim=1), torch.ones(50))
-    close((found * normalize(rows - rows.mean(0), dim=1)[:50]).sum(1), torch.full((50,), 1.25**-0.5), atol=0.06)
-    assert data_rows(torch.ones(3, 2), torch.tensor([0]), torch.Generator()).norm() > 0.999, "no direction but noise"
-
-
-def test_no_row_is_picked_twice_before_every_row_was_picked():
-    picked = pick(10, 25, torch.Generator().manual_seed(7))
-    assert picked.bincount().tolist() != [3] * 5 + [2] * 5, "in random order"
-    assert sorted(picked.bincount().tolist()) == [2] * 5 + [3] * 5
-    assert sorted(picked[:10].tolist()) == list(range(10))
-
-
-def test_a_latent_of_a_transcoder_reads_and_writes_the_same_row():
-    dictionary = ReLUSAE(ReLUConfig(n_latents=300, normalise="none"), Shape((500,), (400,)))
-    x = torch.randn(100, 500, generator=torch.Generator().manual_seed(1))
-    target = torch.randn(100, 400, generator=torch.Generator().manual_seed(2))
-    stats = InputStats((SiteStats(500, 1.0, 1.0),), (SiteStats(400, 1.0, 1.0),), x, target)
-    dictionary.initialise(stats, torch.Generator().manual_seed(7))
-    read = (dictionary.W_enc @ normalize(x - x.mean(0), dim=1).T).argmax(dim=1)
-    written = (dictionary.W_dec @ normalize(target - target.mean(0), dim=1).T).argmax(dim=1)
-    assert torch.equal(read, written)
-    assert read.bincount().tolist() == [3] * 100
-    recon = dictionary.reconstruct(x)[1] - dictionary.b_dec
-    residual = target - dictionary.b_dec - recon
-    assert abs((residual * recon).sum()) < 1e-4 * recon.square().sum(), "the encoder's size is fitted too"
-    close(dictionary.W_enc @ x.mean(0) + dictionary.b_enc, torch.zeros(300), atol=1e-5)  # and no latent for the mean
-
-
-def test_first_weights_are_a_function_of_the_seed():
-    first, again, other = (initialised(seed)[0].W_dec for seed in (7, 7, 8))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-@pytest.mark.parametrize("kind", ["geometric_median", "mean", "zero"])
-def test_output_bias(kind):
-    dictionary, rows = initialised(init_bias=kind)
-    scaled = 0.5 * rows.double()
-    if kind == "zero":
-        assert dictionary.b_dec.tolist() == [0.0] * 4
-    elif kind == "mean":
-        close(dictionary.b_dec.double(), scaled.mean(0))
-    else:  # unit vectors towards the rows cancel
-        pull = torch.nn.functional.normalize(scaled - dictionary.b_dec.double(), dim=1).mean(0)
-        assert pull.norm() < 1e-4
-        assert (scaled.mean(0) - dictionary.b_dec).norm() > 0.1, "it is not the mean"
-
-
-def test_centres_by_hand():
-    points = torch.tensor([[0.0, 0.0], [1.0, 0.0], [5.0, 0.0]])
-    close(centre(points, "mean"), [2.0, 0.0])
-    close(centre(points, "geometric_median"), [1.0, 0.0], atol=1e-3)
-    close(centre(points, "zero"), [0.0, 0.0])
-
-
-def test_variance_is_that_of_what_is_to_be_written():
-    dictionary, rows = initialised()
-    scaled = 0.5 * rows
-    close(dictionary.variance, (scaled - scaled.mean(0)).square().sum(1).mean())
-    close(dictionary.scaling.scale, [0.5])
-
-
-def test_unit_rows_start_as_such():
-    with pytest.raises(ValueError, match=r"sae\.init_norm = 0\.1: must be 1 where decoder = unit"):
-        ReLUConfig(decoder="unit", init_norm=0.1)
-
-
-# --- the geometric median ---
-
-
-def line(*places: float) -> Tensor:
-    return torch.tensor([[x, 0.0] for x in places])
-
-
-@pytest.mark.parametrize(
-    ("points", "median"),
-    [
-        (torch.tensor([[0.0, 0], [0, 2], [2, 0], [2, 2]]), [1.0, 1.0]),  # a square: its centre
-        (torch.tensor([[0.0, 0], [0, 2], [2, 0], [2, 2], [1, 1]]), [1.0, 1.0]),  # a point on the first guess
-        (line(0, 1, 100), [1.0, 0.0]),  # on a line: the median
-        (line(0, 0, 0, 2, 8), [0.0, 0.0]),  # whose mean, 2, is another of the points
-        (line(3, 3, 3), [3.0, 0.0]),
-        (line(5), [5.0, 0.0]),
-        # corners of an equilateral triangle: its centre
-        (torch.tensor([[0.0, 0], [2, 0], [1, 3**0.5]]), [1.0, 3**-0.5]),
-    ],
-)
-def test_geometric_median(points, median):
-    close(geometric_median(points), median, rtol=0, atol=2e-4)
-
-
-def test_geometric_median_is_where_no_step_is_an_improvement():
-    points = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) ** 3
-    median = geometric_median(points).double()
-    pull = torch.nn.functional.normalize(points.double() - median, dim=1).mean(0)
-    assert pull.norm() < 1e-4, "unit vectors towards the points cancel"
 
 
 # --- the pre-bias, and the decoder's rows ---
