@@ -21,7 +21,7 @@ from sae import hub
 from sae.architectures.configs import configs
 from sae.config import parse, to_json
 from sae.files import read_json
-from sae.run import Run
+from sae.run import VERSIONS, Run
 from sae.run_config import load_config
 from sae.stage import stages
 from sae.store import ActivationStore, Places
@@ -116,6 +116,7 @@ def _train(due: Mapping[Case, float], store: ActivationStore, train: TrainConfig
         path = _folder(case, knob)
         boxes[path] = {
             "activations": store.box.digest,
+            "code": VERSIONS["dictionary"],
             "type": case.type,
             "sae": to_json(sae),
             "places": to_json(case.places),

@@ -22,7 +22,7 @@ from sae.latents import Latents
 from sae.losses import auxk, ghost, squared_error
 from sae.scaling import RowScale, Scaling, SiteStats
 from sae.select import Selection, TopK
-from sae.weights import centre, data_rows, normalise_rows, pick, random_rows, remove_parallel_gradient, rms_norm
+from sae.weights import centre, first_directions, normalise_rows, remove_parallel_gradient, rms_norm
 
 FIT_ROWS, FIT_CHUNK = 4096, 512  # of the sample, by which the encoder's size is set
 
@@ -218,7 +218,8 @@ class SAE(Dictionary):
         self.variance.copy_(target.double().var(dim=0, correction=0).sum())
         self.first_weights(x, target, generator)
         if self.cfg.fit_encoder and (self.target_scaling is None or self.cfg.init_decoder == "data"):
-            self._fit_encoder(x[:FIT_ROWS], target[:FIT_ROWS])
+            held_out = _n_held_out(x)
+            self._fit_encoder(x[:held_out], target[:held_out])
 
     def first_weights(
         self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"], generator: torch.Generator
@@ -231,28 +232,28 @@ class SAE(Dictionary):
         Args:
             x: a sample of rows, in the dictionary's units, as `target`.
         """
-        self._first_matrices(x, target, generator)
+        held_out = _n_held_out(x)
+        self.first_matrices(x[held_out:], target[held_out:], generator)
         if self.target_scaling is not None:
-            self.b_enc.copy_(-(x.double().mean(0) @ self.W_enc.double().T))
+            self._shift_pre_acts(-(x.double().mean(0) @ self.W_enc.double().T))
         self.b_dec.copy_(centre(target, self.cfg.init_bias if self.target_scaling is None else "mean"))
 
-    def _first_matrices(self, x: Tensor, target: Tensor, generator: torch.Generator) -> None:
-        """Rows of norm `init_norm` in the directions of the data, or at random ones. What a transcoder's latent
-        writes for a row is what it reads there."""
-        sides = [(self.W_dec, target)] if self.target_scaling is None else [(self.W_dec, target), (self.W_enc, x)]
-        if self.cfg.init_decoder == "random":
-            directions = [random_rows(matrix.shape, generator) for matrix, _ in sides]
-        else:
-            picked = pick(len(x), len(self.W_dec), generator)
-            directions = [data_rows(rows, picked, generator) for _, rows in sides]
-        for (matrix, _), unit in zip(sides, directions, strict=True):
+    def first_matrices(self, x: Tensor, target: Tensor, generator: torch.Generator) -> None:
+        """Rows of norm `init_norm` in the directions of the data, or in random ones. A transcoder's latent reads a
+        row and writes that row's target."""
+        matrices, sides = [self.W_dec], [target]
+        if self.target_scaling is not None:
+            matrices, sides = [self.W_dec, self.W_enc], [target, x]
+        found = first_directions(sides, self.cfg.n_latents, self.cfg.init_decoder, generator)
+        for matrix, unit in zip(matrices, found, strict=True):
             matrix.copy_(self.cfg.init_norm * unit)
         if self.target_scaling is None:
             self.W_enc.copy_(self.W_dec)
 
     def _fit_encoder(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> None:
-        """Scale the encoder so that the first reconstructions are right in size: in the direction of the
-        data many latents fire a little, and their sum is too long, or, where few may fire, too short."""
+        """Scale the encoder so that the first reconstructions of rows that no latent points to are right in size: in
+        the direction of the data many latents fire a little, and their sum is too long, or, where few may fire, too
+        short."""
         along, square = 0.0, 0.0
         for rows, wanted in zip(x.split(FIT_CHUNK), target.split(FIT_CHUNK), strict=True):
             recon = kernels.decode(self._encode(rows), self.W_dec)
@@ -260,7 +261,7 @@ class SAE(Dictionary):
             square += recon.square().sum().item()
         if along > 0:
             self.W_enc.mul_(along / square)
-            self.b_enc.mul_(along / square)
+            self._shift_pre_acts((along / square - 1) * self.b_enc)
 
     def units(self) -> Mapping[str, float]:
         return {"b_enc": self.input_size, "b_dec": self.target_size}
@@ -394,3 +395,8 @@ class SAE(Dictionary):
             b_dec -= plain.W_skip.double() @ mean
         plain.b_dec.copy_(b_dec)
         return plain.train(self.training)
+
+
+def _n_held_out(x: Tensor) -> int:
+    """How many rows of a sample, its first, set the encoder's size; directions are those of the others."""
+    return min(FIT_ROWS, len(x) // 2)

@@ -1,12 +1,16 @@
-"""Rows of weights and of data: norms, centres, and what keeps a decoder's rows at norm 1."""
+"""Rows of weights and of data: norms, centres, first directions, and what keeps a decoder's rows at norm 1."""
+
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
-from sae.architectures.configs import InitBias
+from sae.architectures.configs import InitBias, InitDecoder
 
 NOISE = 0.5  # norm of what is added to a row's direction
+CENTRE_ROWS = 4096  # from which rows' directions are seen
 
 
 def centre(rows: Float[Tensor, "n d"], kind: InitBias) -> Float[Tensor, " d"]:
@@ -23,21 +27,25 @@ def random_rows(shape: torch.Size | tuple[int, int], generator: torch.Generator)
     return matrix
 
 
-def data_rows(
-    rows: Float[Tensor, "n d"], picked: Int[Tensor, " m"], generator: torch.Generator
-) -> Float[Tensor, "m d"]:
-    """Directions of the picked rows from the rows' mean, of norm 1, with noise: rows that are alike, or were picked
-    twice, should not become the same latent twice."""
-    own = rows[picked] - rows.double().mean(0).to(rows.dtype)
-    normalise_rows(own)
-    own += NOISE * random_rows(own.shape, generator)
-    normalise_rows(own)
-    return own
+def first_directions(
+    sides: Sequence[Float[Tensor, "n _"]], count: int, kind: InitDecoder, generator: torch.Generator
+) -> list[Float[Tensor, "count _"]]:
+    """Where latents point at first, of norm 1, on each side that they have.
+
+    `data`: to a row, the same on all sides, as seen from the rows' geometric median; a row is taken
+    again only after all others. Some noise keeps rows that are alike, or were taken twice, from becoming
+    the same latent twice.
+    """
+    if kind == "random":
+        return [random_rows((count, side.shape[1]), generator) for side in sides]
+    taken = torch.randperm(len(sides[0]), generator=generator)[torch.arange(count) % len(sides[0])]
+    return [_with_noise(side[taken] - geometric_median(side[:CENTRE_ROWS]), generator) for side in sides]
 
 
-def pick(n: int, count: int, generator: torch.Generator) -> Int[Tensor, " count"]:
-    """`count` of n rows at random, each again only after all others."""
-    return torch.randperm(n, generator=generator)[torch.arange(count) % n]
+def _with_noise(rows: Float[Tensor, "n d"], generator: torch.Generator) -> Float[Tensor, "n d"]:
+    """Their directions, plus noise of the norm `NOISE`, brought back to norm 1."""
+    rows = normalize(rows, dim=1) + NOISE * random_rows(rows.shape, generator).to(rows)
+    return normalize(rows, dim=1)
 
 
 def rms_norm(rows: Float[Tensor, "n d"], n_sites: int = 1) -> float:

@@ -60,8 +60,8 @@ class TrainConfig:
     """A latent is dead when it has not fired for so many rows; none means a tenth of `tokens`, at most
     the paper's 10 million."""
     init_rows: Positive = 32768
-    """Rows from which initial biases, a whitening and the variance of the target are computed, and among which
-    dead latents are resampled."""
+    """Rows from which first directions, initial biases, a whitening and the variance of the target are taken, and among
+    which dead latents are resampled."""
     window_rows: Positive = 1 << 18
     """Rows that are shuffled together in memory."""
     evaluate_every: Natural = 250

@@ -53,9 +53,10 @@ class SAEConfig(DictionaryConfig):
     """`unit`: rows of the decoder have norm 1 after every step, and no gradient along themselves."""
     init_decoder: InitDecoder = "data"
     """Where the decoder's rows point before training. `data`: each to a row of the data, with some noise, which finds
-    features many times sooner. `random`: anywhere, as in the paper."""
+    more features in as many steps. `random`: anywhere, as in the paper."""
     init_norm: PositiveFloat = 1.0
-    """Norm of the decoder's rows before training; the encoder starts as their copy."""
+    """Norm of the decoder's rows before training; the encoder starts as their copy, but for its size
+    (`fit_encoder`) and in transcoders."""
     init_bias: InitBias = "geometric_median"
     """Where `b_dec` starts; a transcoder's starts at the mean."""
     fit_encoder: bool = True
@@ -247,6 +248,10 @@ class JumpReLUConfig(PenaltyConfig):
         super().__post_init__()
         if self.init_l0 and self.fit_encoder:
             raise ValueError(f"sae.init_l0 = {self.init_l0}: must be 0 where fit_encoder = true, which sets it too")
+        if self.init_l0 and self.init_decoder != "random":
+            raise ValueError(
+                f"sae.init_l0 = {self.init_l0}: must be 0 where init_decoder = data, which it would not be"
+            )
         if self.init_l0 and self.decoder == "unit":
             raise ValueError(f"sae.init_l0 = {self.init_l0}: must be 0 where decoder = unit, or the first rows are not")
 
@@ -272,6 +277,8 @@ class JumpReLUTanhConfig(JumpReLUConfig):
     """Where every latent's threshold starts."""
     bandwidth: PositiveFloat = 2.0
     """Width of the window around a threshold through which it learns."""
+    init_decoder: InitDecoder = "random"
+    """Where the decoder's rows point before training: `random`, or, with init_l0 = 0, to rows of the `data`."""
     penalty: Literal["l0", "tanh", "quadratic"] = "tanh"
     """`l0`: number of active latents. `tanh`: sum of tanh(c f ||W_dec||). `quadratic`: (2 / target) (L0 - target)^2
     of each row (Gemma Scope 2)."""

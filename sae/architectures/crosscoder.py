@@ -59,8 +59,8 @@ class Crosscoder(SAE):
     is_normalised = False
     cfg: CrosscoderConfig
 
-    def _first_matrices(self, x: Tensor, target: Tensor, generator: torch.Generator) -> None:
-        super()._first_matrices(x, target, generator)
+    def first_matrices(self, x: Tensor, target: Tensor, generator: torch.Generator) -> None:
+        super().first_matrices(x, target, generator)
         set_site_norms(self, self.cfg.init_norm)
 
     def selection(self) -> Selection:
@@ -95,8 +95,8 @@ class BatchTopKCrosscoder(SAE):
         super().__init__(cfg, shape)
         self.threshold = BatchThreshold(cfg.threshold_steps)
 
-    def _first_matrices(self, x: Tensor, target: Tensor, generator: torch.Generator) -> None:
-        super()._first_matrices(x, target, generator)
+    def first_matrices(self, x: Tensor, target: Tensor, generator: torch.Generator) -> None:
+        super().first_matrices(x, target, generator)
         set_site_norms(self, self.cfg.init_norm)
 
     def selection(self) -> Selection:

@@ -44,10 +44,10 @@ class JumpReLUSAE(SAE):
             x = x if self.b_pre is None else x - self.b_pre
             self.b_enc.copy_(firing_biases(x, self.W_enc, self.threshold, self.cfg.init_l0 / self.cfg.n_latents))
 
-    def _first_matrices(self, x: Tensor, target: Tensor, generator: torch.Generator) -> None:
+    def first_matrices(self, x: Tensor, target: Tensor, generator: torch.Generator) -> None:
         """Where latents are to fire on the same share of the rows, those of Conerly et al. 2025."""
         if not self.cfg.init_l0:
-            super()._first_matrices(x, target, generator)
+            super().first_matrices(x, target, generator)
             return
         uniform(self.W_dec, self.shape.d_out**-0.5, generator)
         if self.target_scaling is None:

@@ -19,7 +19,7 @@ from sae.errors import ConfigError
 from sae.latents import Latents
 from sae.losses import squared_error
 from sae.scaling import Scaling
-from sae.weights import centre, data_rows, normalise_rows, pick, random_rows, remove_parallel_gradient, rms_norm
+from sae.weights import centre, first_directions, normalise_rows, remove_parallel_gradient, rms_norm
 
 CHUNK_ROWS = 256  # rows whose scores of all latents are kept at a time: they should stay in cache
 
@@ -56,10 +56,7 @@ class MatchingPursuitSAE(Dictionary):
         """Unit rows and the bias by the configuration."""
         self.scaling.fit(stats.inputs, stats.x)
         x = self.scaling.enter(stats.x, self.scaling.rows(stats.x))
-        if self.cfg.init_decoder == "random":
-            self.W_dec.copy_(random_rows(self.W_dec.shape, generator))
-        else:
-            self.W_dec.copy_(data_rows(x, pick(len(x), len(self.W_dec), generator), generator))
+        self.W_dec.copy_(first_directions([x], self.cfg.n_latents, self.cfg.init_decoder, generator)[0])
         self.b_dec.copy_(centre(x, self.cfg.init_bias))
         self.variance.copy_(x.double().var(dim=0, correction=0).sum())
         self.input_size = rms_norm(x)

@@ -5,11 +5,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sae.architectures.configs import ReLUConfig
+from sae import architectures
+from sae.architectures.configs import GatedConfig, ReLUConfig, configs
+from sae.architectures.gated import GatedSAE
 from sae.architectures.relu import ReLUSAE
+from sae.config import parse
 from sae.dictionary import InputStats, Shape
 from sae.scaling import SiteStats
-from sae.weights import centre, data_rows, geometric_median, pick
+from sae.weights import centre, first_directions, geometric_median
 from tests.sae.checks import close
 
 
@@ -23,8 +26,9 @@ def initialised(seed: int = 7, **choices) -> tuple[ReLUSAE, Tensor]:
 
 
 def test_the_first_reconstructions_have_the_right_size():
-    """No other size of the encoder would reconstruct the sample better: there the error's slope is 0."""
+    """No other size of the encoder would reconstruct the held-out rows better: there the error's slope is 0."""
     dictionary, rows = initialised()
+    rows = rows[:50]
     x = dictionary.scaling.enter(rows)
     recon = dictionary.scaling.enter(dictionary.reconstruct(rows)[1]) - dictionary.b_dec
     residual = x - dictionary.b_dec - recon
@@ -45,37 +49,87 @@ def test_the_encoder_is_a_copy_of_random_directions_of_one_norm(norm):
     assert dictionary.W_enc.requires_grad
 
 
-def test_decoder_rows_point_to_rows_of_the_data():
+def directions(*sides: Tensor, count: int, seed: int = 7) -> list[Tensor]:
+    return first_directions(sides, count, "data", torch.Generator().manual_seed(seed))
+
+
+def test_directions_are_those_of_rows_with_noise():
     """A sum of a unit vector and half as long a one has a cosine of 1 / sqrt(1.25) with the first, where both are
-    orthogonal, as they nearly are in 400 dimensions."""
-    rows = torch.randn(60, 400, generator=torch.Generator().manual_seed(1)) * torch.arange(1, 61)[:, None] + 9
-    found = data_rows(rows, torch.arange(50), torch.Generator().manual_seed(7))
+    orthogonal, as they nearly are in 900 dimensions."""
+    rows = torch.randn(60, 900, generator=torch.Generator().manual_seed(1)) * torch.arange(1, 61)[:, None] + 9
+    (found,) = directions(rows, count=50)
     close(found.norm(dim=1), torch.ones(50))
-    close((found * normalize(rows - rows.mean(0), dim=1)[:50]).sum(1), torch.full((50,), 1.25**-0.5), atol=0.06)
-    assert data_rows(torch.ones(3, 2), torch.tensor([0]), torch.Generator()).norm() > 0.999, "no direction but noise"
+    cosines, own = (found @ normalize(rows - geometric_median(rows), dim=1).T).max(dim=1)
+    close(cosines, torch.full((50,), 1.25**-0.5), atol=0.06)
+    assert len(own.unique()) == 50, "no row is taken twice before every row was"
 
 
-def test_no_row_is_picked_twice_before_every_row_was_picked():
-    picked = pick(10, 25, torch.Generator().manual_seed(7))
-    assert picked.bincount().tolist() != [3] * 5 + [2] * 5, "in random order"
-    assert sorted(picked.bincount().tolist()) == [2] * 5 + [3] * 5
-    assert sorted(picked[:10].tolist()) == list(range(10))
+def test_directions_do_not_follow_outliers():
+    """One row of a thousand is huge: the mean lies far towards it, so that from there all others lie the other way."""
+    rows = torch.randn(1000, 50, generator=torch.Generator().manual_seed(1))
+    rows[0, 0] = 1e5
+    (found,) = directions(rows, count=500)
+    assert abs(found[:, 0].mean()) < 0.05
 
 
-def test_a_latent_of_a_transcoder_reads_and_writes_the_same_row():
-    dictionary = ReLUSAE(ReLUConfig(n_latents=300, normalise="none"), Shape((500,), (400,)))
-    x = torch.randn(100, 500, generator=torch.Generator().manual_seed(1))
-    target = torch.randn(100, 400, generator=torch.Generator().manual_seed(2))
+@pytest.mark.parametrize("rows", [torch.ones(1, 3), torch.zeros(5, 3), torch.eye(3)[:2]])
+def test_too_few_rows_are_taken_again_and_no_two_latents_are_the_same(rows):
+    (found,) = directions(rows, count=7)
+    close(found.norm(dim=1), torch.ones(7))
+    assert (found @ found.T - torch.eye(7)).max() < 0.999
+
+
+@pytest.mark.parametrize("cls", [ReLUSAE, GatedSAE])
+def test_a_latent_of_a_transcoder_reads_a_row_and_writes_its_target(cls):
+    cfg = {ReLUSAE: ReLUConfig, GatedSAE: GatedConfig}[cls]
+    dictionary = cls(cfg(n_latents=300, normalise="none"), Shape((500,), (400,)))
+    x = torch.randn(200, 500, generator=torch.Generator().manual_seed(1)) + 3
+    target = torch.randn(200, 400, generator=torch.Generator().manual_seed(2))
     stats = InputStats((SiteStats(500, 1.0, 1.0),), (SiteStats(400, 1.0, 1.0),), x, target)
     dictionary.initialise(stats, torch.Generator().manual_seed(7))
     read = (dictionary.W_enc @ normalize(x - x.mean(0), dim=1).T).argmax(dim=1)
     written = (dictionary.W_dec @ normalize(target - target.mean(0), dim=1).T).argmax(dim=1)
     assert torch.equal(read, written)
-    assert read.bincount().tolist() == [3] * 100
-    recon = dictionary.reconstruct(x)[1] - dictionary.b_dec
-    residual = target - dictionary.b_dec - recon
-    assert abs((residual * recon).sum()) < 1e-4 * recon.square().sum(), "the encoder's size is fitted too"
-    close(dictionary.W_enc @ x.mean(0) + dictionary.b_enc, torch.zeros(300), atol=1e-5)  # and no latent for the mean
+    assert read.bincount().tolist() == [0] * 100 + [3] * 100, "the first half is held out"
+    recon = dictionary.reconstruct(x[:100])[1] - dictionary.b_dec
+    residual = target[:100] - dictionary.b_dec - recon
+    assert recon.square().sum() > 0
+    assert abs((residual * recon).sum()) < 1e-4 * recon.square().sum(), "there the encoder's size is fitted"
+    close(dictionary.reconstruct(x.mean(0)[None])[1][0], dictionary.b_dec, atol=1e-4)  # the mean gives no latent
+
+
+def test_random_directions_of_a_transcoder_have_no_size_to_fit():
+    dictionary = ReLUSAE(ReLUConfig(n_latents=300, normalise="none", init_decoder="random"), Shape((50,), (40,)))
+    x, y = torch.randn(200, 50), torch.randn(200, 40)
+    stats = InputStats((SiteStats(50, 1.0, 1.0),), (SiteStats(40, 1.0, 1.0),), x, y)
+    dictionary.initialise(stats, torch.Generator().manual_seed(7))
+    close(dictionary.W_enc.norm(dim=1), torch.ones(300))
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("topk", {"k": 2}),
+        ("switch", {"k": 2}),
+        ("matching_pursuit", {"k": 2}),
+        ("gated", {}),
+        ("crosscoder", {}),
+        ("crosscoder_batchtopk", {"k": 2}),
+    ],
+)
+def test_the_start_can_be_chosen(name, choices):
+    """From rows that lie along 4 axes, directions do; random ones do not."""
+    along = {}
+    for kind in ("data", "random"):
+        cfg = parse(configs.get(name), {"n_latents": 64, "init_decoder": kind, **choices}, "sae")
+        dictionary = architectures.build(name, cfg, Shape((40, 40)))
+        rows = torch.zeros(500, 80)
+        rows[torch.arange(500), torch.arange(500) % 4 + 40 * (torch.arange(500) % 2)] = 5.0
+        stats = (SiteStats(40, 1.0, 1.0),) * 2
+        dictionary.initialise(InputStats(stats, stats, rows, rows), torch.Generator().manual_seed(7))
+        along[kind] = normalize(dictionary.directions, dim=1).abs().amax(1).mean()
+    assert along["data"] > 0.5
+    assert along["random"] < 0.45
 
 
 def test_first_weights_are_a_function_of_the_seed():

@@ -287,7 +287,8 @@ def test_a_rate_of_less_than_a_row_is_a_row():
     ("choices", "why"),
     [
         ({"decoder": "free"}, "where fit_encoder = true, which sets it too"),
-        ({"fit_encoder": False}, "where decoder = unit, or the first rows are not"),
+        ({"decoder": "free", "fit_encoder": False}, "where init_decoder = data, which it would not be"),
+        ({"init_decoder": "random", "fit_encoder": False}, "where decoder = unit, or the first rows are not"),
     ],
 )
 def test_first_weights_that_contradict_each_other_are_refused(choices, why):

@@ -1,5 +1,8 @@
 """Every architecture finds known features, in seconds: 400 steps of 512 rows.
 
+They start from random directions, so that nothing is known before the first step: directions of this world's rows
+score 0.5 as they are, and those that learn from them end within 0.04 of what is asked here.
+
 Calibrated on seeds 0, 1 and 2; the least that is asked lies 0.06 or more below the worst of them, for
 machines that round otherwise. Random rows score 0.44; with the gradient of the encoder set to 0 none
 scored more than 0.61, with that of the decoder none moves. (A bias that does not learn is not seen here.)
@@ -73,7 +76,8 @@ def store(world: World) -> ActivationStore:
 def train(store: ActivationStore, out: Path, name: str, places: Places, **settings: Any) -> Dictionary:
     choices = {"tokens": STEPS * BATCH, "batch": BATCH, "lr": 1e-2, "init_rows": 4096, "evaluate_rows": HELD_OUT}
     cfg = TrainConfig(**choices, evaluate_every=0, tracker="none", checkpoint_seconds=1e6)
-    sae = parse(configs.get(name), {"n_latents": N, **settings}, "sae")
+    start = {} if name == "cross_layer_transcoder" else {"init_decoder": "random"}
+    sae = parse(configs.get(name), {"n_latents": N, **start, **settings}, "sae")
     fit([member(out / name, cfg, sae, places)], store, 0, out / "logs")
     return hub.load(out / name)
 
@@ -89,17 +93,17 @@ def rows(n: int, d: int, seed: int) -> Tensor:
 @pytest.mark.parametrize(
     ("name", "settings", "least"),
     [
-        ("relu", {"sparsity_coef": 1.5}, 0.87),  # 0.961, 0.929, 0.940
-        ("relu_april", {"sparsity_coef": 1.0}, 0.85),  # 0.917, 0.929, 0.942
-        ("topk", {"k": 2}, 0.76),  # 0.858, 0.823, 0.876
-        ("batchtopk", {"k": 2}, 0.85),  # 0.916, 0.925, 0.930
-        ("matryoshka", {"k": 2}, 0.79),  # 0.868, 0.855, 0.854
-        ("jumprelu", {"sparsity_coef": 0.03}, 0.78),  # 0.866, 0.848, 0.868
-        ("jumprelu_tanh", {"sparsity_coef": 2.0}, 0.82),  # 0.889, 0.931, 0.936
-        ("gated", {"sparsity_coef": 3.0}, 0.88),  # 0.953, 0.946, 0.944
-        ("p_anneal", {"sparsity_coef": 1.5}, 0.83),  # 0.949, 0.890, 0.914
-        ("switch", {"k": 2, "n_experts": 2}, 0.65),  # 0.752, 0.719, 0.736
-        ("matching_pursuit", {"k": 2}, 0.75),  # 0.812, 0.823, 0.810
+        ("relu", {"sparsity_coef": 1.5}, 0.87),  # 0.930, 0.932, 0.932
+        ("relu_april", {"sparsity_coef": 1.0}, 0.88),  # 0.957, 0.946, 0.957
+        ("topk", {"k": 2}, 0.78),  # 0.874, 0.847, 0.885
+        ("batchtopk", {"k": 2}, 0.83),  # 0.947, 0.898, 0.904
+        ("matryoshka", {"k": 2}, 0.79),  # 0.855, 0.866, 0.868
+        ("jumprelu", {"sparsity_coef": 0.03}, 0.77),  # 0.892, 0.830, 0.836
+        ("jumprelu_tanh", {"sparsity_coef": 2.0}, 0.83),  # 0.894, 0.899, 0.917
+        ("gated", {"sparsity_coef": 3.0}, 0.85),  # 0.942, 0.912, 0.962
+        ("p_anneal", {"sparsity_coef": 1.5}, 0.82),  # 0.920, 0.885, 0.933
+        ("switch", {"k": 2, "n_experts": 2}, 0.67),  # 0.778, 0.768, 0.738
+        ("matching_pursuit", {"k": 2}, 0.74),  # 0.817, 0.803, 0.817
     ],
 )
 def test_features_are_found(world, store, tmp_path, name, settings, least):
@@ -117,8 +121,8 @@ def test_random_directions_do_not_pass(world):
 @pytest.mark.parametrize(
     ("name", "settings", "least"),
     [
-        ("topk", {"k": 2}, 0.76),  # 0.825, 0.826, 0.861; random rows 0.37
-        ("jumprelu", {"sparsity_coef": 0.03}, 0.74),  # 0.809, 0.812, 0.877
+        ("topk", {"k": 2}, 0.77),  # 0.875, 0.831, 0.881; random rows 0.37
+        ("jumprelu", {"sparsity_coef": 0.03}, 0.77),  # 0.848, 0.832, 0.847
     ],
 )
 def test_a_transcoder_finds_what_features_write(world, tmp_path, name, settings, least):
@@ -132,8 +136,8 @@ def test_a_transcoder_finds_what_features_write(world, tmp_path, name, settings,
 @pytest.mark.parametrize(
     ("name", "settings", "least"),
     [
-        ("crosscoder", {"sparsity_coef": 0.5}, 0.83),  # 0.923, 0.941, 0.897; random rows 0.30
-        ("crosscoder_batchtopk", {"k": 2}, 0.77),  # 0.833, 0.837, 0.869
+        ("crosscoder", {"sparsity_coef": 0.5}, 0.88),  # 0.972, 0.963, 0.941; random rows 0.30
+        ("crosscoder_batchtopk", {"k": 2}, 0.75),  # 0.863, 0.818, 0.856
     ],
 )
 def test_a_crosscoder_tells_shared_features_from_those_of_one_site(world, tmp_path, name, settings, least):
@@ -161,4 +165,4 @@ def test_a_cross_layer_transcoder_finds_what_features_write_to_all_later_layers(
     places = Places(("in0", "in1"), ("out0", "out1"))
     dictionary = train(store, tmp_path, "cross_layer_transcoder", places, sparsity_coef=2.0)
     found = mcc(torch.cat([write_0, write_1], dim=1), dictionary.directions.detach())
-    assert found >= 0.86  # 0.939, 0.937, 0.930; random rows 0.34
+    assert found >= 0.86  # 0.939, 0.962, 0.921; random rows 0.34
