@@ -165,8 +165,6 @@ class SAE(Dictionary):
     """Whether the squared error is divided by the variance of the target (Gao) or not (Anthropic)."""
     per_latent: ClassVar[tuple[str, ...]] = ("W_enc", "b_enc", "W_dec")
     """Parameters with a row for each latent, which `reseed` sets."""
-    is_homogeneous: ClassVar[bool] = False
-    """Whether a latent whose encoder row and biases are scaled is scaled by the same factor, and it alone."""
     can_reseed: ClassVar[bool] = True
     cfg: SAEConfig
 
@@ -177,6 +175,10 @@ class SAE(Dictionary):
         self.b_enc = nn.Parameter(torch.zeros(cfg.n_latents))
         self.W_dec = nn.Parameter(torch.zeros(cfg.n_latents, shape.d_out))
         self.b_dec = nn.Parameter(torch.zeros(shape.d_out))
+        if cfg.decoder == "folded" and not self.can_fold:
+            raise ConfigError(
+                "sae.decoder = folded: must be unit or free in an architecture whose latents cannot be scaled"
+            )
         if cfg.skip and shape.outputs is None:
             raise ConfigError("sae.skip = true: must be false unless train.target names another site than train.site")
         self.W_skip = nn.Parameter(torch.zeros(shape.d_out, shape.d_in)) if cfg.skip else None
@@ -199,6 +201,22 @@ class SAE(Dictionary):
     @property
     def directions(self) -> Float[Tensor, "n_latents d_out"]:
         return self.W_dec
+
+    @property
+    def can_fold(self) -> bool:
+        """Whether the encoder can take up the norms of the decoder's rows: a latent whose encoder row and biases are
+        scaled is then scaled by the same factor, and it alone."""
+        return False
+
+    @property
+    def sizes(self) -> Float[Tensor, " n_latents"] | None:
+        """Weights, constants, with which latents compete where few may fire; None: each by its own value."""
+        return self.W_dec.detach().norm(dim=1) if self.cfg.decoder == "folded" else None
+
+    def strengths(self, latents: Latents) -> Float[Tensor, " nnz"]:
+        """The values, outside autograd, weighted as they compete."""
+        values, sizes = latents.values.detach(), self.sizes
+        return values if sizes is None else values * sizes[latents.indices]
 
     @property
     def b_pre(self) -> Tensor | None:
@@ -239,14 +257,15 @@ class SAE(Dictionary):
         self.b_dec.copy_(centre(target, self.cfg.init_bias if self.target_scaling is None else "mean"))
 
     def first_matrices(self, x: Tensor, target: Tensor, generator: torch.Generator) -> None:
-        """Rows of norm `init_norm` in the directions of the data, or in random ones. A transcoder's latent reads a
-        row and writes that row's target."""
+        """Rows of norm 1, or of `init_norm` where they are free, in directions of the data or in random ones. A
+        transcoder's latent reads a row and writes that row's target."""
         matrices, sides = [self.W_dec], [target]
         if self.target_scaling is not None:
             matrices, sides = [self.W_dec, self.W_enc], [target, x]
         found = first_directions(sides, self.cfg.n_latents, self.cfg.init_decoder, generator)
+        norm = 1.0 if self.cfg.decoder == "unit" else self.cfg.init_norm
         for matrix, unit in zip(matrices, found, strict=True):
-            matrix.copy_(self.cfg.init_norm * unit)
+            matrix.copy_(norm * unit)
         if self.target_scaling is None:
             self.W_enc.copy_(self.W_dec)
 
@@ -319,7 +338,7 @@ class SAE(Dictionary):
         terms, residual = {}, out.target - out.recon
         limit = self.shape.d_out // 2 if self.cfg.auxk is None else self.cfg.auxk
         if self.cfg.auxk_coef > 0 and limit > 0:
-            select = TopK(min(limit, len(dead)))
+            select = TopK(min(limit, len(dead)), None if self.sizes is None else self.sizes[dead])
             latents = kernels.encode(out.x, self.W_enc[dead], self.b_enc[dead], self.b_pre, select)
             unit = 1.0 if self.is_normalised else self.variance
             terms["auxk"] = self.cfg.auxk_coef * unit * auxk(residual, kernels.decode(latents, self.W_dec[dead]))
@@ -342,15 +361,19 @@ class SAE(Dictionary):
     @torch.no_grad()
     def reseed(self, latents: Int[Tensor, " m"], x: Float[Tensor, "m d_in"], target: Float[Tensor, "m d_out"]) -> None:
         """Let dead latents start again at rows that are badly reconstructed (Bricken et al. 2023,
-        "Neuron resampling"): the decoder points at the row, the encoder too, at a fifth of the mean
-        norm of the others; its bias is 0. The input is in the network's units."""
+        "Neuron resampling"): the decoder points at the row, with norm 1 or, where norms are free, the mean of the
+        others'; the encoder too, at a fifth of their mean norm; its bias is 0. The input is in the network's units."""
         scaled = self._enter(x)[0]
         target = scaled if self.target_scaling is None else self.target_scaling.enter(target)
         is_alive = torch.ones(len(self.W_enc), dtype=torch.bool, device=self.W_enc.device)
         is_alive[latents] = False
-        size = self.W_enc[is_alive].norm(dim=1).mean() if bool(is_alive.any()) else self.W_enc.new_ones(())
-        self.W_dec[latents] = normalize(target - self.b_dec, dim=1)
-        self.W_enc[latents] = 0.2 * size * normalize(scaled if self.b_pre is None else scaled - self.b_pre, dim=1)
+        read, written = (
+            matrix[is_alive].norm(dim=1).mean() if bool(is_alive.any()) else matrix.new_ones(())
+            for matrix in (self.W_enc, self.W_dec)
+        )
+        norm = 1.0 if self.cfg.decoder == "unit" else written
+        self.W_dec[latents] = norm * normalize(target - self.b_dec, dim=1)
+        self.W_enc[latents] = 0.2 * read * normalize(scaled if self.b_pre is None else scaled - self.b_pre, dim=1)
         self.b_enc[latents] = 0
 
     def _shift_pre_acts(self, by: Tensor) -> None:
@@ -364,18 +387,23 @@ class SAE(Dictionary):
 
     @torch.no_grad()
     def with_unit_rows(self) -> "SAE":
-        norms = self.W_dec.norm(dim=1)
-        norms[norms == 0] = 1
-        if not self.is_homogeneous or bool(((norms - 1).abs() < 1e-4).all()):
+        norms, is_folded = self.W_dec.norm(dim=1), self.cfg.decoder != "folded"
+        if is_folded:
+            norms[norms == 0] = 1  # a latent that writes nothing still fires; where latents compete by norm, never
+        if not self.can_fold or (is_folded and bool(((norms - 1).abs() < 1e-4).all())):
             return self
         plain = deepcopy(self)
         plain._scale_latents(norms)
         normalise_rows(plain.W_dec)
+        plain.cfg = self.cfg if is_folded else replace(self.cfg, decoder="unit")
         return plain
 
     @torch.no_grad()
     def folded(self) -> "SAE":
-        """The same function without its whitening: `W_enc C^(-1/2)`, `W_dec C^(1/2)`, biases moved."""
+        """The same function without norms of the decoder's rows by which latents compete, and without its whitening:
+        `W_enc C^(-1/2)`, `W_dec C^(1/2)`, biases moved."""
+        if self.cfg.decoder == "folded":
+            return self.with_unit_rows().folded()
         if self.cfg.normalise != "whiten":
             return self
         plain = type(self)(replace(self.cfg, normalise="none"), self.shape).to(self.W_enc.device)

@@ -74,9 +74,12 @@ class TopK(Selection):
     """
 
     k: int
+    sizes: Float[Tensor, " n_latents"] | None = None
+    """Weights with which pre-activations compete; latents keep their own values."""
 
     def entries(self, pre_acts: Float[Tensor, "batch n_latents"]) -> Entries:
-        indices = pre_acts.topk(self.k, dim=1, sorted=False).indices
+        strengths = pre_acts if self.sizes is None else pre_acts * self.sizes
+        indices = strengths.topk(self.k, dim=1, sorted=False).indices
         offsets = torch.arange(0, indices.numel() + 1, self.k, device=pre_acts.device)
         return Entries(indices.flatten(), offsets)
 
@@ -91,9 +94,12 @@ class BatchTopK(Selection):
 
     is_rowwise: ClassVar[bool] = False
     k: int
+    sizes: Float[Tensor, " n_latents"] | None = None
+    """Weights with which pre-activations compete; latents keep their own values."""
 
     def entries(self, pre_acts: Float[Tensor, "batch n_latents"]) -> Entries:
-        wanted, flat = self.k * len(pre_acts), pre_acts.flatten()
+        strengths = pre_acts if self.sizes is None else pre_acts * self.sizes
+        wanted, flat = self.k * len(pre_acts), strengths.flatten()
         floor = _lower_bound(flat, wanted)
         candidates = (flat > floor).nonzero().flatten()
         if len(candidates) < wanted and floor > 0:

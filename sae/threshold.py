@@ -24,7 +24,8 @@ class BatchThreshold(nn.Module):
 
     @torch.no_grad()
     def update(self, values: Float[Tensor, " nnz"]) -> None:
-        """Take in the latents of a training batch; one without a positive latent says nothing."""
+        """Take in the latents of a training batch, weighted as they competed; one without a positive latent says
+        nothing."""
         positive = values[values > 0]
         if len(positive):
             self.total.mul_(self.keep).add_(positive.min())
@@ -34,8 +35,13 @@ class BatchThreshold(nn.Module):
         """The threshold; 0, a plain ReLU, before the first update."""
         return torch.where(self.weight > 0, self.total / self.weight.clamp_min(1e-30), 0)
 
-    def selection(self, k: int, n_latents: int) -> Selection:
-        """The batch's own choice in training, the threshold for use, where rows are independent."""
+    def selection(self, k: int, n_latents: int, sizes: Float[Tensor, " n_latents"] | None = None) -> Selection:
+        """The batch's own choice in training, the threshold for use, where rows are independent.
+
+        Args:
+            sizes: weights with which latents compete; the threshold is one of weighted latents.
+        """
         if self.training:
-            return BatchTopK(k)
-        return JumpReLU(self.value().float().expand(n_latents))
+            return BatchTopK(k, sizes)
+        threshold = self.value().float().expand(n_latents)
+        return JumpReLU(threshold if sizes is None else threshold / sizes.clamp_min(1e-30))

@@ -31,7 +31,6 @@ class GroupMaxConfig(SAEConfig):
     """Groups, and so the most latents of a row; must divide n_latents."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.n_latents % self.k:
             raise ValueError(f"sae.k = {self.k}: must divide n_latents = {self.n_latents}")
 

@@ -12,7 +12,7 @@ from sae.threshold import BatchThreshold
 
 @architectures.register("batchtopk")
 class BatchTopKSAE(SAE):
-    """`x_hat = BatchTopK((x - b_dec) W_enc^T + b_enc) W_dec + b_dec`, unit decoder rows."""
+    """`x_hat = BatchTopK((x - b_dec) W_enc^T + b_enc) W_dec + b_dec`."""
 
     is_normalised = True
     cfg: BatchTopKConfig
@@ -21,9 +21,13 @@ class BatchTopKSAE(SAE):
         super().__init__(cfg, shape)
         self.threshold = BatchThreshold(cfg.threshold_steps)
 
+    @property
+    def can_fold(self) -> bool:
+        return self.cfg.decoder == "folded"
+
     def selection(self) -> Selection:
-        return self.threshold.selection(self.cfg.k, self.cfg.n_latents)
+        return self.threshold.selection(self.cfg.k, self.cfg.n_latents, self.sizes)
 
     def after_step(self, out: Forward) -> None:
         super().after_step(out)
-        self.threshold.update(out.latents.values.detach())
+        self.threshold.update(self.strengths(out.latents))

@@ -14,7 +14,7 @@ configs: Registry[type] = Registry("sae.type")
 Normalise = Literal["mean_norm", "rms", "none", "whiten", "layer_norm", "row_norm"]
 InitBias = Literal["geometric_median", "mean", "zero"]
 InitDecoder = Literal["data", "random"]
-DecoderNorm = Literal["unit", "free"]
+DecoderNorm = Literal["unit", "free", "folded"]
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,15 @@ class SAEConfig(DictionaryConfig):
     pre_bias: bool = True
     """Subtract `b_dec` from the input; a transcoder never does."""
     decoder: DecoderNorm = "unit"
-    """`unit`: rows of the decoder have norm 1 after every step, and no gradient along themselves."""
+    """`unit`: rows of the decoder have norm 1 after every step, and no gradient along themselves. `free`: any norm.
+    `folded`: any while they learn; latents compete by what they write, activation times norm, and after training the
+    encoder takes up the norms."""
     init_decoder: InitDecoder = "data"
     """Where the decoder's rows point before training. `data`: each to a row of the data, with some noise, which finds
     more features in as many steps. `random`: anywhere, as in the paper."""
     init_norm: PositiveFloat = 1.0
-    """Norm of the decoder's rows before training; the encoder starts as their copy, but for its size
-    (`fit_encoder`) and in transcoders."""
+    """Norm of the decoder's rows before training where they are free; the encoder starts as their copy, but for its
+    size (`fit_encoder`) and in transcoders."""
     init_bias: InitBias = "geometric_median"
     """Where `b_dec` starts; a transcoder's starts at the mean."""
     fit_encoder: bool = True
@@ -70,10 +72,6 @@ class SAEConfig(DictionaryConfig):
     """Weight of the AuxK loss beside the normalised error (Gao et al. 2024, §A.2); 0 turns it off."""
     ghost_coef: NonNegativeFloat = 0.0
     """Weight of ghost gradients for dead latents beside the error; 0 turns them off."""
-
-    def __post_init__(self) -> None:
-        if self.decoder == "unit" and self.init_norm != 1:
-            raise ValueError(f"sae.init_norm = {self.init_norm}: must be 1 where decoder = unit")
 
 
 def check_k(k: int, n_latents: int) -> None:
@@ -91,6 +89,14 @@ class TopKConfig(SAEConfig):
 
     k: Positive = 32
     """Latents kept in each row."""
+    decoder: DecoderNorm = "folded"
+    """`unit`: rows of the decoder have norm 1 after every step, as in the paper. `folded`: any norm while they learn;
+    latents compete by what they write, activation times norm, and after training the encoder takes up the norms:
+    dictionaries of the same kind, found sooner. `free`: any norm, and latents compete by their activations."""
+    init_norm: PositiveFloat = 0.1
+    """Norm of the decoder's rows before training where they are free; the encoder starts as their copy."""
+    fit_encoder: bool = False
+    """Scale the encoder before training so that the first reconstructions have the right size."""
     auxk_coef: NonNegativeFloat = 1 / 32
     """Weight of the AuxK loss beside the normalised error (§A.2); 0 turns it off."""
     multi_coef: NonNegativeFloat = 0.0
@@ -98,7 +104,6 @@ class TopKConfig(SAEConfig):
     other k; 0 turns it off."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_k(self.k, self.n_latents)
 
 
@@ -111,13 +116,20 @@ class BatchTopKConfig(SAEConfig):
 
     k: Positive = 32
     """Latents kept in a row on average."""
+    decoder: DecoderNorm = "folded"
+    """`unit`: rows of the decoder have norm 1 after every step, as in the paper. `folded`: any norm while they learn;
+    latents compete by what they write, activation times norm, and after training the encoder takes up the norms:
+    dictionaries of the same kind, found sooner. `free`: any norm, and latents compete by their activations."""
+    init_norm: PositiveFloat = 0.1
+    """Norm of the decoder's rows before training where they are free; the encoder starts as their copy."""
+    fit_encoder: bool = False
+    """Scale the encoder before training so that the first reconstructions have the right size."""
     auxk_coef: NonNegativeFloat = 1 / 32
     """Weight of the AuxK loss beside the normalised error; 0 turns it off."""
     threshold_steps: Positive = 100
     """Steps over which the threshold for inference is averaged."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_k(self.k, self.n_latents)
 
 
@@ -202,9 +214,10 @@ class PAnnealConfig(PenaltyConfig):
     """Equal steps in which it falls, spread over the rest of the run."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.decoder == "free":
-            raise ValueError("sae.decoder = 'free': must be unit, or latents escape the penalty by shrinking")
+        if self.decoder != "unit":
+            raise ValueError(
+                f"sae.decoder = {self.decoder!r}: must be unit, or latents escape the penalty by shrinking"
+            )
         if self.p_end > 1:
             raise ValueError(f"sae.p_end = {self.p_end}: must be at most 1, where p begins")
 
@@ -245,7 +258,6 @@ class JumpReLUConfig(PenaltyConfig):
     the encoder a copy of the decoder times `d / n_latents` (Conerly et al. 2025). 0: as in every dictionary."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.init_l0 and self.fit_encoder:
             raise ValueError(f"sae.init_l0 = {self.init_l0}: must be 0 where fit_encoder = true, which sets it too")
         if self.init_l0 and self.init_decoder != "random":
@@ -312,7 +324,6 @@ class SwitchConfig(SAEConfig):
     """Weight of the load-balancing loss."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.n_latents % self.n_experts:
             raise ValueError(f"sae.n_experts = {self.n_experts}: must divide n_latents = {self.n_latents}")
         if self.k > self.n_latents // self.n_experts:
@@ -365,7 +376,6 @@ class CrosscoderConfig(ReLUAprilConfig):
     sites cheap, or the norm of all of them together, an ordinary dictionary on stacked sites."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_by_site(self.normalise)
 
 
@@ -383,6 +393,8 @@ class CrosscoderBatchTopKConfig(BatchTopKConfig):
     init_norm: PositiveFloat = 1.0
     """Norm of each site's decoder rows before training, 1 / sqrt(sites) where decoder = unit; the encoder starts as
     their copy."""
+    fit_encoder: bool = True
+    """Scale the encoder before training so that the first reconstructions have the right size."""
     norm: Literal["sum", "concatenated"] = "sum"
     """What a latent's activation is weighted with when the batch chooses, as in `crosscoder`."""
 

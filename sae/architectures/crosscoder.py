@@ -7,8 +7,6 @@ dictionary that only measures its decoder differently.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -18,7 +16,7 @@ from sae.architectures import architectures
 from sae.architectures.configs import CrosscoderBatchTopKConfig, CrosscoderConfig
 from sae.dictionary import SAE, Forward, Shape, Step
 from sae.losses import row_sum
-from sae.select import BatchTopK, Entries, JumpReLU, ReLU, Selection
+from sae.select import ReLU, Selection
 from sae.threshold import BatchThreshold
 
 
@@ -72,18 +70,6 @@ class Crosscoder(SAE):
         return {"l1": coef * row_sum(out.latents, out.latents.values * weights)}
 
 
-@dataclass(frozen=True)
-class WeightedBatchTopK(Selection):
-    """BatchTopK of `f_i size_i`; the latents keep their own values."""
-
-    is_rowwise: ClassVar[bool] = False
-    k: int
-    sizes: Float[Tensor, " n_latents"]
-
-    def entries(self, pre_acts: Float[Tensor, "batch n_latents"]) -> Entries:
-        return BatchTopK(self.k).entries(pre_acts * self.sizes)
-
-
 @architectures.register("crosscoder_batchtopk")
 class BatchTopKCrosscoder(SAE):
     """The batch keeps the largest `f_i sum_l ||W_dec,l,i||`; the threshold for use is in that unit too."""
@@ -99,13 +85,13 @@ class BatchTopKCrosscoder(SAE):
         super().first_matrices(x, target, generator)
         set_site_norms(self, self.cfg.init_norm)
 
+    @property
+    def sizes(self) -> Float[Tensor, " n_latents"]:
+        return sizes(self, self.cfg.norm).detach()
+
     def selection(self) -> Selection:
-        weights = sizes(self, self.cfg.norm).detach()
-        if self.training:
-            return WeightedBatchTopK(self.cfg.k, weights)
-        return JumpReLU(self.threshold.value().float() / weights.clamp_min(1e-30))
+        return self.threshold.selection(self.cfg.k, self.cfg.n_latents, self.sizes)
 
     def after_step(self, out: Forward) -> None:
         super().after_step(out)
-        latents = out.latents
-        self.threshold.update(latents.values.detach() * sizes(self, self.cfg.norm).detach()[latents.indices])
+        self.threshold.update(self.strengths(out.latents))

@@ -28,7 +28,6 @@ class GatedSAE(SAE):
     """
 
     is_normalised = False
-    is_homogeneous = True
     per_latent = (*SAE.per_latent, "r_mag", "b_mag")
     cfg: GatedConfig
 
@@ -39,6 +38,10 @@ class GatedSAE(SAE):
 
     def units(self) -> Mapping[str, float]:
         return {**super().units(), "b_mag": self.input_size}
+
+    @property
+    def can_fold(self) -> bool:
+        return True
 
     def selection(self) -> Selection:
         return Gated(self.r_mag, self.b_enc, self.b_mag)

@@ -27,7 +27,6 @@ class JumpReLUSAE(SAE):
     """
 
     is_normalised = False
-    is_homogeneous = True
     per_latent = (*SAE.per_latent, "threshold")
     cfg: JumpReLUConfig
 
@@ -55,6 +54,10 @@ class JumpReLUSAE(SAE):
         else:
             uniform(self.W_enc, self.shape.d_in**-0.5, generator)
         self.W_enc.mul_(self.shape.d_in / self.cfg.n_latents)
+
+    @property
+    def can_fold(self) -> bool:
+        return True
 
     def selection(self) -> Selection:
         return self._jump() if self.training else JumpReLU(self.threshold)

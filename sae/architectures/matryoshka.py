@@ -30,8 +30,12 @@ class MatryoshkaSAE(SAE):
         super().__init__(cfg, shape)
         self.threshold = BatchThreshold(cfg.threshold_steps)
 
+    @property
+    def can_fold(self) -> bool:
+        return self.cfg.decoder == "folded"
+
     def selection(self) -> Selection:
-        return self.threshold.selection(self.cfg.k, self.cfg.n_latents)
+        return self.threshold.selection(self.cfg.k, self.cfg.n_latents, self.sizes)
 
     def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:  # noqa: ARG002
         """The errors of all prefixes but the last, which is the whole dictionary."""
@@ -54,4 +58,4 @@ class MatryoshkaSAE(SAE):
 
     def after_step(self, out: Forward) -> None:
         super().after_step(out)
-        self.threshold.update(out.latents.values.detach())
+        self.threshold.update(self.strengths(out.latents))

@@ -22,8 +22,11 @@ class ReLUSAE(SAE):
     """`f = ReLU((x - b_pre) W_enc^T + b_enc)`, `loss = ||x - x_hat||^2 + coef sum_i f_i ||W_dec,i||`."""
 
     is_normalised = False
-    is_homogeneous = True
     cfg: ReLUConfig
+
+    @property
+    def can_fold(self) -> bool:
+        return True
 
     def selection(self) -> Selection:
         return ReLU()

@@ -16,18 +16,22 @@ from sae.select import Selection, TopK
 
 @architectures.register("topk")
 class TopKSAE(SAE):
-    """`x_hat = ReLU(TopK((x - b_dec) W_enc^T + b_enc)) W_dec + b_dec`, unit decoder rows."""
+    """`x_hat = ReLU(TopK((x - b_dec) W_enc^T + b_enc)) W_dec + b_dec`."""
 
     is_normalised = True
     cfg: TopKConfig
 
+    @property
+    def can_fold(self) -> bool:
+        return self.cfg.decoder == "folded"
+
     def selection(self) -> Selection:
-        return TopK(self.cfg.k)
+        return TopK(self.cfg.k, self.sizes)
 
     def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:  # noqa: ARG002
         """Multi-TopK: `multi_coef` times the error with 4 k latents (§A.3)."""
         if self.cfg.multi_coef == 0:
             return {}
-        select = TopK(min(4 * self.cfg.k, self.cfg.n_latents))
+        select = TopK(min(4 * self.cfg.k, self.cfg.n_latents), self.sizes)
         latents = kernels.encode(out.x, self.W_enc, self.b_enc, self.b_pre, select)
         return {"multi": self.cfg.multi_coef * self._error(self._decode(latents, out.skipped), out.target)}

@@ -70,6 +70,8 @@ HELD = {
 def make(name: str) -> Dictionary:
     """The dictionary, in evaluation mode; its buffers are not what they are at the start."""
     kind, outputs, choices = CASES[name]
+    if kind in ("topk", "batchtopk", "matryoshka"):
+        choices = {"decoder": "unit", **choices}  # as they are after training
     dictionary = architectures.build(kind, configs.get(kind)(n_latents=N, **choices), Shape((D,), outputs))
     generator = torch.Generator().manual_seed(sum(name.encode()))
     checks.fill(dictionary, generator)

@@ -16,18 +16,23 @@ from sae.architectures.configs import (
     CrossLayerTranscoderConfig,
     GatedConfig,
     JumpReLUConfig,
+    MatryoshkaConfig,
     PAnnealConfig,
     ReLUConfig,
+    SwitchConfig,
     TopKConfig,
 )
 from sae.architectures.cross_layer_transcoder import CrossLayerTranscoder
 from sae.architectures.crosscoder import BatchTopKCrosscoder, Crosscoder
 from sae.architectures.gated import GatedSAE
 from sae.architectures.jumprelu import JumpReLUSAE
+from sae.architectures.matryoshka import MatryoshkaSAE
 from sae.architectures.p_anneal import PAnnealSAE
 from sae.architectures.relu import ReLUSAE
+from sae.architectures.switch import SwitchSAE
 from sae.architectures.topk import TopKSAE
 from sae.dictionary import SAE, Dictionary, Shape, Step
+from sae.errors import ConfigError
 from sae.weights import normalise_rows, remove_parallel_gradient
 from tests.sae import checks
 from tests.sae.checks import X, close, step, total
@@ -164,6 +169,14 @@ def test_reseeding():
     # a fifth of the others' mean norm, (3 + 1) / 2: .4
     close(dictionary.W_enc, [[3, 0], [0.24, 0.32], [0, 1], [0, -0.4]])
     close(dictionary.b_enc, [1, 0, 3, 0])
+
+
+def test_reseeded_latents_write_as_much_as_the_others():
+    dictionary = relu(normalise="none", decoder="free")
+    checks.set_weights(dictionary, W_dec=[[4.0, 0.0], [9.0, 9.0], [0.0, 2.0], [9.0, 9.0]])
+    rows = torch.tensor([[3.5, 4.0], [0.5, -2.0]])
+    dictionary.reseed(torch.tensor([1, 3]), rows, rows)
+    close(dictionary.W_dec, [[4, 0], [1.8, 2.4], [0, 2], [0, -3]])
 
 
 def test_reseeded_latents_fire_at_their_rows():
@@ -324,11 +337,15 @@ FREELY = {"n_latents": 12, "decoder": "free", "pre_bias": False}
         (ReLUSAE, ReLUConfig(**FREELY)),
         (JumpReLUSAE, JumpReLUConfig(**FREELY)),
         (GatedSAE, GatedConfig(**FREELY)),
+        (TopKSAE, TopKConfig(n_latents=12, decoder="folded", k=3)),
+        (BatchTopKSAE, BatchTopKConfig(n_latents=12, decoder="folded", k=3)),
+        (MatryoshkaSAE, MatryoshkaConfig(n_latents=12, decoder="folded", k=3, groups=(0.5, 0.5))),
     ],
-    ids=["relu", "jumprelu", "gated"],
+    ids=["relu", "jumprelu", "gated", "topk", "batchtopk", "matryoshka"],
 )
-def test_unit_rows_give_the_same_output(cls, cfg):
-    dictionary = cls(cfg, Shape((4,))).double()
+@pytest.mark.parametrize("training", [True, False])
+def test_unit_rows_give_the_same_output(cls, cfg, training):
+    dictionary = cls(cfg, Shape((4,))).double().train(training)
     checks.fill(dictionary, torch.Generator().manual_seed(0))
     with torch.no_grad():
         dictionary.W_dec[3] = 0
@@ -339,9 +356,10 @@ def test_unit_rows_give_the_same_output(cls, cfg):
     close(unit.W_dec.norm(dim=1), (norms > 0).double(), atol=1e-12)
     (f, recon), (g, again) = dictionary.reconstruct(x), unit.reconstruct(x)
     close(again, recon, rtol=0, atol=1e-12)
-    norms[3] = 1
+    norms[3] = float(cfg.decoder == "free")
     close(g.dense(), f.dense() * norms, rtol=0, atol=1e-12)
     assert (f.dense() > 0).sum() > 50
+    assert (unit.cfg.decoder, unit.sizes) == ("unit" if cfg.decoder == "folded" else "free", None)
     assert all(torch.equal(value, before[name]) for name, value in dictionary.state_dict().items())
 
 
@@ -352,3 +370,19 @@ def test_unit_rows_give_the_same_output(cls, cfg):
 )
 def test_other_dictionaries_keep_their_rows(dictionary):
     assert dictionary.with_unit_rows() is dictionary
+
+
+def test_latents_compete_by_what_they_write():
+    """Pre-activations (1, 2, 2.2, -1) of a row; norms 4, 1, .5, 1: the first writes most."""
+    dictionary = checks.example(TopKSAE, TopKConfig(n_latents=4, k=1, decoder="folded"))
+    checks.set_weights(dictionary, W_dec=[[4.0, 0], [0, 1], [0.3, 0.4], [0, 1]])
+    first = dictionary.encode(X[:1])
+    assert first.indices.tolist() == [0]
+    assert dictionary.strengths(first).tolist() == pytest.approx([4 * first.values.item()])
+    unit = checks.example(TopKSAE, TopKConfig(n_latents=4, k=1, decoder="free"))
+    assert unit.encode(X[:1]).indices.tolist() == [2]
+
+
+def test_a_dictionary_whose_latents_cannot_be_scaled_cannot_be_folded():
+    with pytest.raises(ConfigError, match=r"sae\.decoder = folded: must be unit or free"):
+        SwitchSAE(SwitchConfig(n_latents=32, k=1, decoder="folded"), Shape((2,)))

@@ -167,8 +167,8 @@ def test_variance_is_that_of_what_is_to_be_written():
 
 
 def test_unit_rows_start_as_such():
-    with pytest.raises(ValueError, match=r"sae\.init_norm = 0\.1: must be 1 where decoder = unit"):
-        ReLUConfig(decoder="unit", init_norm=0.1)
+    dictionary, _ = initialised(decoder="unit", init_norm=0.1)
+    close(dictionary.W_dec.norm(dim=1), torch.ones(50))
 
 
 # --- the geometric median ---

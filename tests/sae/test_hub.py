@@ -23,9 +23,9 @@ SMALL = {
     "relu": (ONE, {}),
     "relu_april": (ONE, {}),
     "p_anneal": (ONE, {}),
-    "topk": (Shape((4,), (3,)), {"k": 2, "skip": True}),
-    "batchtopk": (ONE, {"k": 2}),
-    "matryoshka": (ONE, {"k": 2, "groups": (0.25, 0.75)}),
+    "topk": (Shape((4,), (3,)), {"decoder": "unit", "k": 2, "skip": True}),
+    "batchtopk": (ONE, {"k": 2, "decoder": "unit"}),
+    "matryoshka": (ONE, {"k": 2, "decoder": "unit", "groups": (0.25, 0.75)}),
     "jumprelu": (ONE, {}),
     "jumprelu_tanh": (Shape((4,), (3,)), {}),
     "gated": (ONE, {}),
@@ -48,7 +48,7 @@ def edit(folder: Path, **changes) -> None:
 
 @pytest.fixture
 def saved(tmp_path):
-    dictionary = checks.example(TopKSAE, TopKConfig(n_latents=4, k=2))
+    dictionary = checks.example(TopKSAE, TopKConfig(n_latents=4, k=2, decoder="unit"))
     dictionary.scaling.scale.fill_(2.0)
     hub.save(dictionary, FACTS, tmp_path)
     return dictionary, tmp_path

@@ -166,7 +166,8 @@ VARIANTS = {
     "jumprelu": (JumpReLUSAE, JumpReLUConfig, {"pre_bias": False}, False),
     "gated, pre-bias": (GatedSAE, GatedConfig, {}, False),
     "gated": (GatedSAE, GatedConfig, {"pre_bias": False}, False),
-    "batchtopk": (BatchTopKSAE, BatchTopKConfig, {"k": 3}, False),
+    "batchtopk": (BatchTopKSAE, BatchTopKConfig, {"k": 3, "decoder": "unit"}, False),
+    "batchtopk by norm": (BatchTopKSAE, BatchTopKConfig, {"k": 3, "decoder": "folded"}, False),
     "relu transcoder": (ReLUSAE, ReLUConfig, {}, True),
     "gated transcoder with a skip": (GatedSAE, GatedConfig, {"skip": True}, True),
     "jumprelu transcoder with a skip": (JumpReLUSAE, JumpReLUConfig, {"skip": True}, True),
@@ -181,7 +182,7 @@ def whitened(name: str) -> tuple[SAE, torch.Tensor]:
     target, stats = (y if is_transcoder else x), ((SiteStats(6, 1.0, 1.0),), (SiteStats(4, 1.0, 1.0),))
     dictionary.initialise(InputStats(*stats, x, target), torch.Generator().manual_seed(1))
     checks.fill(dictionary, torch.Generator().manual_seed(2))
-    if name == "batchtopk":
+    if name.startswith("batchtopk"):
         dictionary.after_step(dictionary(x, x, step(n_latents=12)))
     return dictionary.eval(), x[:50]
 
@@ -198,7 +199,8 @@ def test_folding_changes_nothing_but_the_weights(name):
     dictionary, folded, x = dictionary.double(), folded.double(), x.double()
     (latents, recon), (f, y) = dictionary.reconstruct(x), folded.reconstruct(x)
     assert 0.2 < (latents.dense() > 0).double().mean() < 0.8, "the test is not of dictionaries that are silent"
-    close(f.dense(), latents.dense(), rtol=0, atol=5e-6 * latents.values.max().item())
+    expected = latents.dense() if dictionary.sizes is None else latents.dense() * dictionary.sizes
+    close(f.dense(), expected, rtol=0, atol=5e-6 * expected.max().item())
     close(y, recon, rtol=0, atol=5e-6 * recon.abs().max().item())
     if dictionary.W_skip is None:
         close(folded.decode(f), y.detach(), rtol=0, atol=1e-12)

@@ -22,9 +22,9 @@ CHOICES = {
 }
 
 
-def build(name: str) -> tuple[Dictionary, Tensor]:
+def build(name: str, **choices) -> tuple[Dictionary, Tensor]:
     """A random dictionary of 8 latents in float64, its decoder's rows of norm 1, and 20 rows for it."""
-    cfg = configs.get(name)(n_latents=8, **CHOICES[name])
+    cfg = configs.get(name)(n_latents=8, **CHOICES[name], **choices)
     dictionary = architectures.build(name, cfg, Shape((3,))).double()
     generator = torch.Generator().manual_seed(0)
     checks.fill(dictionary, generator)
@@ -46,7 +46,7 @@ def test_gradients_are_finite_differences(name):
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_rows_are_unit_after_every_step(name):
-    dictionary, x = build(name)
+    dictionary, x = build(name, **{} if name == "matching_pursuit" else {"decoder": "unit"})
     optimizer = torch.optim.Adam(dictionary.parameters(), lr=0.1)
     before = dictionary.W_dec.detach().clone()
     for _ in range(5):
@@ -63,7 +63,7 @@ def test_rows_are_unit_after_every_step(name):
 
 def test_the_part_of_a_gradient_along_its_row_is_removed():
     # example E, TopK with k = 2: gradient l0 (1.53,1.14), l2 (1.734,.612)
-    dictionary = checks.example(TopKSAE, TopKConfig(n_latents=4, k=2))
+    dictionary = checks.example(TopKSAE, TopKConfig(n_latents=4, k=2, decoder="unit"))
     total(dictionary(X, X, step())).backward()
     dictionary.before_step()
     # l0 on (1,0) leaves (0,1.14); l2 . (.6,.8) = 1.53, leaves (.816,-.612)

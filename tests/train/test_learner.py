@@ -188,7 +188,8 @@ def test_weights_state_and_losses_stay_in_float32(store, tmp_path, sae, places):
 def test_the_average_by_hand(store, tmp_path):
     """After three steps, decay 0.5: w1/4 + w2/4 + w3/2, begun with the first weights that were learnt. What is used
     has its decoder rows brought back to norm 1."""
-    learner, loader = learner_of(store, tmp_path / "a", choices(ema=0.5))
+    sae = TopKConfig(n_latents=N_FEATURES, k=K, decoder="unit")
+    learner, loader = learner_of(store, tmp_path / "a", choices(ema=0.5), sae)
     learnt = []
     for step in range(3):
         learner.step(loader.batch(step))

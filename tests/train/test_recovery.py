@@ -1,7 +1,7 @@
 """Every architecture finds known features, in seconds: 400 steps of 512 rows.
 
 They start from random directions, so that nothing is known before the first step: directions of this world's rows
-score 0.5 as they are, and those that learn from them end within 0.04 of what is asked here.
+score 0.5 as they are.
 
 Calibrated on seeds 0, 1 and 2; the least that is asked lies 0.06 or more below the worst of them, for
 machines that round otherwise. Random rows score 0.44; with the gradient of the encoder set to 0 none
@@ -95,9 +95,9 @@ def rows(n: int, d: int, seed: int) -> Tensor:
     [
         ("relu", {"sparsity_coef": 1.5}, 0.87),  # 0.930, 0.932, 0.932
         ("relu_april", {"sparsity_coef": 1.0}, 0.88),  # 0.957, 0.946, 0.957
-        ("topk", {"k": 2}, 0.78),  # 0.874, 0.847, 0.885
-        ("batchtopk", {"k": 2}, 0.83),  # 0.947, 0.898, 0.904
-        ("matryoshka", {"k": 2}, 0.79),  # 0.855, 0.866, 0.868
+        ("topk", {"k": 2}, 0.72),  # 0.807, 0.791, 0.787
+        ("batchtopk", {"k": 2}, 0.85),  # 0.963, 0.911, 0.951
+        ("matryoshka", {"k": 2}, 0.79),  # 0.855, 0.860, 0.868
         ("jumprelu", {"sparsity_coef": 0.03}, 0.77),  # 0.892, 0.830, 0.836
         ("jumprelu_tanh", {"sparsity_coef": 2.0}, 0.83),  # 0.894, 0.899, 0.917
         ("gated", {"sparsity_coef": 3.0}, 0.85),  # 0.942, 0.912, 0.962
@@ -121,8 +121,8 @@ def test_random_directions_do_not_pass(world):
 @pytest.mark.parametrize(
     ("name", "settings", "least"),
     [
-        ("topk", {"k": 2}, 0.77),  # 0.875, 0.831, 0.881; random rows 0.37
-        ("jumprelu", {"sparsity_coef": 0.03}, 0.77),  # 0.848, 0.832, 0.847
+        ("topk", {"k": 2}, 0.76),  # 0.825, 0.869, 0.838; random rows 0.37
+        ("jumprelu", {"sparsity_coef": 0.03}, 0.73),  # 0.848, 0.798, 0.819
     ],
 )
 def test_a_transcoder_finds_what_features_write(world, tmp_path, name, settings, least):
@@ -137,7 +137,7 @@ def test_a_transcoder_finds_what_features_write(world, tmp_path, name, settings,
     ("name", "settings", "least"),
     [
         ("crosscoder", {"sparsity_coef": 0.5}, 0.88),  # 0.972, 0.963, 0.941; random rows 0.30
-        ("crosscoder_batchtopk", {"k": 2}, 0.75),  # 0.863, 0.818, 0.856
+        ("crosscoder_batchtopk", {"k": 2}, 0.75),  # 0.811, 0.892, 0.914
     ],
 )
 def test_a_crosscoder_tells_shared_features_from_those_of_one_site(world, tmp_path, name, settings, least):
