@@ -338,7 +338,8 @@ class SAE(Dictionary):
         terms, residual = {}, out.target - out.recon
         limit = self.shape.d_out // 2 if self.cfg.auxk is None else self.cfg.auxk
         if self.cfg.auxk_coef > 0 and limit > 0:
-            select = TopK(min(limit, len(dead)), None if self.sizes is None else self.sizes[dead])
+            sizes = self.sizes
+            select = TopK(min(limit, len(dead)), None if sizes is None else sizes[dead])
             latents = kernels.encode(out.x, self.W_enc[dead], self.b_enc[dead], self.b_pre, select)
             unit = 1.0 if self.is_normalised else self.variance
             terms["auxk"] = self.cfg.auxk_coef * unit * auxk(residual, kernels.decode(latents, self.W_dec[dead]))
@@ -387,15 +388,16 @@ class SAE(Dictionary):
 
     @torch.no_grad()
     def with_unit_rows(self) -> "SAE":
-        norms, is_folded = self.W_dec.norm(dim=1), self.cfg.decoder != "folded"
-        if is_folded:
+        norms, competes = self.W_dec.norm(dim=1), self.cfg.decoder == "folded"
+        if not competes:
             norms[norms == 0] = 1  # a latent that writes nothing still fires; where latents compete by norm, never
-        if not self.can_fold or (is_folded and bool(((norms - 1).abs() < 1e-4).all())):
+        if not self.can_fold or (not competes and bool(((norms - 1).abs() < 1e-4).all())):
             return self
         plain = deepcopy(self)
         plain._scale_latents(norms)
         normalise_rows(plain.W_dec)
-        plain.cfg = self.cfg if is_folded else replace(self.cfg, decoder="unit")
+        if competes:
+            plain.cfg = replace(self.cfg, decoder="unit")
         return plain
 
     @torch.no_grad()

@@ -32,6 +32,7 @@ from train.trainer import fit
 
 STEPS, BATCH, HELD_OUT = 400, 512, 1024
 N = SMALL.n_features
+PAPER = {"decoder": "unit", "fit_encoder": True}  # rows of norm 1 from the first step on
 pytestmark = pytest.mark.slow
 
 
@@ -95,8 +96,11 @@ def rows(n: int, d: int, seed: int) -> Tensor:
     [
         ("relu", {"sparsity_coef": 1.5}, 0.87),  # 0.930, 0.932, 0.932
         ("relu_april", {"sparsity_coef": 1.0}, 0.88),  # 0.957, 0.946, 0.957
+        ("topk", {"k": 2, **PAPER}, 0.78),  # 0.874, 0.847, 0.885
         ("topk", {"k": 2}, 0.72),  # 0.807, 0.791, 0.787
+        ("batchtopk", {"k": 2, **PAPER}, 0.83),  # 0.947, 0.898, 0.904
         ("batchtopk", {"k": 2}, 0.85),  # 0.963, 0.911, 0.951
+        ("matryoshka", {"k": 2, **PAPER}, 0.79),  # 0.855, 0.866, 0.868
         ("matryoshka", {"k": 2}, 0.79),  # 0.855, 0.860, 0.868
         ("jumprelu", {"sparsity_coef": 0.03}, 0.77),  # 0.892, 0.830, 0.836
         ("jumprelu_tanh", {"sparsity_coef": 2.0}, 0.83),  # 0.894, 0.899, 0.917
@@ -121,8 +125,9 @@ def test_random_directions_do_not_pass(world):
 @pytest.mark.parametrize(
     ("name", "settings", "least"),
     [
-        ("topk", {"k": 2}, 0.76),  # 0.825, 0.869, 0.838; random rows 0.37
-        ("jumprelu", {"sparsity_coef": 0.03}, 0.73),  # 0.848, 0.798, 0.819
+        ("topk", {"k": 2, "decoder": "unit"}, 0.77),  # 0.875, 0.831, 0.881; random rows 0.37
+        ("topk", {"k": 2}, 0.76),  # 0.825, 0.869, 0.838
+        ("jumprelu", {"sparsity_coef": 0.03}, 0.77),  # 0.848, 0.832, 0.847
     ],
 )
 def test_a_transcoder_finds_what_features_write(world, tmp_path, name, settings, least):
