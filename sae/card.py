@@ -69,4 +69,10 @@ def card(content: Mapping[str, Any], figures: Mapping[str, Any] | None) -> str:
         ]
     lines += ["", "| choice | |", "|---|---|", f"| type | {content['type']} |"]
     lines += [f"| {name} | {json.dumps(value)} |" for name, value in config.items()]
+    trained = facts.get("trained", {"sae": {}, "train": {}})
+    other = {name: value for name, value in trained["sae"].items() if value != config.get(name)}
+    told = {name: value for name, value in {**other, **trained["train"]}.items() if value is not None}
+    if told:
+        lines += ["", "| trained with | |", "|---|---|"]
+        lines += [f"| {name} | {json.dumps(value)} |" for name, value in told.items()]
     return "\n".join(lines) + "\n"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from sae import kernels
-from sae.architectures.configs import SAEConfig
+from sae.architectures.configs import DecoderNorm, SAEConfig
 from sae.errors import ConfigError
 from sae.latents import Latents
 from sae.losses import auxk, ghost, squared_error
@@ -71,6 +71,14 @@ class Forward:
     """Weighted terms of the loss by name; their sum is minimised."""
     skipped: Float[Tensor, "batch d_in"] | None = None
     """What a linear path beside the latents reads, where there can be one."""
+    sizes: Float[Tensor, " n_latents"] | None = None
+    """Weights with which the latents competed (`SAE.sizes`)."""
+
+    @property
+    def strengths(self) -> Float[Tensor, " nnz"]:
+        """The latents' values, outside autograd, weighted as they competed."""
+        values = self.latents.values.detach()
+        return values if self.sizes is None else values * self.sizes[self.latents.indices]
 
 
 @dataclass(frozen=True)
@@ -139,13 +147,13 @@ class Dictionary(nn.Module, ABC):
         self.constrain()
 
     def folded(self) -> "Dictionary":
-        """The same function with what served its training only folded into the weights."""
+        """The same reconstructions, with what served its training only folded into the weights."""
         return self
 
     def with_unit_rows(self) -> "Dictionary":
         """The same output by latents whose decoder rows have norm 1 (Conerly et al. 2024, after training), where
-        the encoder can take up the former norms; latents are then as large as what they write. Rows of several
-        sites or layers keep theirs, which are compared."""
+        the encoder can take up the former norms; latents are then as large as what they write. Crosscoders keep
+        theirs, which are compared by site."""
         return self
 
 
@@ -163,6 +171,9 @@ class SAE(Dictionary):
 
     is_normalised: ClassVar[bool]
     """Whether the squared error is divided by the variance of the target (Gao) or not (Anthropic)."""
+    folds: ClassVar[tuple[DecoderNorm, ...]] = ()
+    """Values of `sae.decoder` with which the encoder can take up the norms of the decoder's rows: a latent whose
+    encoder row and biases are scaled is then scaled by the same factor, and it alone."""
     per_latent: ClassVar[tuple[str, ...]] = ("W_enc", "b_enc", "W_dec")
     """Parameters with a row for each latent, which `reseed` sets."""
     can_reseed: ClassVar[bool] = True
@@ -175,10 +186,8 @@ class SAE(Dictionary):
         self.b_enc = nn.Parameter(torch.zeros(cfg.n_latents))
         self.W_dec = nn.Parameter(torch.zeros(cfg.n_latents, shape.d_out))
         self.b_dec = nn.Parameter(torch.zeros(shape.d_out))
-        if cfg.decoder == "folded" and not self.can_fold:
-            raise ConfigError(
-                "sae.decoder = folded: must be unit or free in an architecture whose latents cannot be scaled"
-            )
+        if cfg.decoder == "folded" and "folded" not in self.folds:
+            raise ConfigError(f"sae.decoder = 'folded': must be unit or free, {type(self).__name__} does not fold")
         if cfg.skip and shape.outputs is None:
             raise ConfigError("sae.skip = true: must be false unless train.target names another site than train.site")
         self.W_skip = nn.Parameter(torch.zeros(shape.d_out, shape.d_in)) if cfg.skip else None
@@ -203,20 +212,10 @@ class SAE(Dictionary):
         return self.W_dec
 
     @property
-    def can_fold(self) -> bool:
-        """Whether the encoder can take up the norms of the decoder's rows: a latent whose encoder row and biases are
-        scaled is then scaled by the same factor, and it alone."""
-        return False
-
-    @property
     def sizes(self) -> Float[Tensor, " n_latents"] | None:
-        """Weights, constants, with which latents compete where few may fire; None: each by its own value."""
+        """Weights, constants, with which latents compete where few may fire, as the decoder is now; None: each by its
+        own value."""
         return self.W_dec.detach().norm(dim=1) if self.cfg.decoder == "folded" else None
-
-    def strengths(self, latents: Latents) -> Float[Tensor, " nnz"]:
-        """The values, outside autograd, weighted as they compete."""
-        values, sizes = latents.values.detach(), self.sizes
-        return values if sizes is None else values * sizes[latents.indices]
 
     @property
     def b_pre(self) -> Tensor | None:
@@ -235,7 +234,7 @@ class SAE(Dictionary):
         self.target_size = rms_norm(target, len(self.shape.outputs or self.shape.inputs))
         self.variance.copy_(target.double().var(dim=0, correction=0).sum())
         self.first_weights(x, target, generator)
-        if self.cfg.fit_encoder and (self.target_scaling is None or self.cfg.init_decoder == "data"):
+        if self.cfg.fits_encoder and (self.target_scaling is None or self.cfg.init_decoder == "data"):
             held_out = _n_held_out(x)
             self._fit_encoder(x[:held_out], target[:held_out])
 
@@ -302,7 +301,7 @@ class SAE(Dictionary):
         latents, skipped = self._encode(scaled), self._skipped(x, scaled)
         recon = self._decode(latents, skipped)
         terms = {"mse": self._error(recon, target)}
-        out = Forward(scaled, target, latents, recon, terms, skipped)
+        out = Forward(scaled, target, latents, recon, terms, skipped, self.sizes)
         terms.update(self._revival(out, step))
         terms.update(self.penalties(out, step))
         return out
@@ -338,8 +337,7 @@ class SAE(Dictionary):
         terms, residual = {}, out.target - out.recon
         limit = self.shape.d_out // 2 if self.cfg.auxk is None else self.cfg.auxk
         if self.cfg.auxk_coef > 0 and limit > 0:
-            sizes = self.sizes
-            select = TopK(min(limit, len(dead)), None if sizes is None else sizes[dead])
+            select = TopK(min(limit, len(dead)), None if out.sizes is None else out.sizes[dead])
             latents = kernels.encode(out.x, self.W_enc[dead], self.b_enc[dead], self.b_pre, select)
             unit = 1.0 if self.is_normalised else self.variance
             terms["auxk"] = self.cfg.auxk_coef * unit * auxk(residual, kernels.decode(latents, self.W_dec[dead]))
@@ -382,28 +380,30 @@ class SAE(Dictionary):
         self.b_enc.add_(by)
 
     def _scale_latents(self, by: Tensor) -> None:
-        """Multiply every latent by a positive factor, through the encoder, where the encoder is homogeneous."""
+        """Multiply every latent by a factor of its own, not negative, through the encoder."""
         self.W_enc.mul_(by[:, None])
         self.b_enc.mul_(by)
 
     @torch.no_grad()
     def with_unit_rows(self) -> "SAE":
+        if self.cfg.decoder not in self.folds:
+            return self
         norms, competes = self.W_dec.norm(dim=1), self.cfg.decoder == "folded"
         if not competes:
             norms[norms == 0] = 1  # a latent that writes nothing still fires; where latents compete by norm, never
-        if not self.can_fold or (not competes and bool(((norms - 1).abs() < 1e-4).all())):
-            return self
+            if bool(((norms - 1).abs() < 1e-4).all()):
+                return self
         plain = deepcopy(self)
         plain._scale_latents(norms)
         normalise_rows(plain.W_dec)
         if competes:
-            plain.cfg = replace(self.cfg, decoder="unit")
+            plain.cfg = replace(self.cfg, decoder="unit", init_norm=type(self.cfg).init_norm)
         return plain
 
     @torch.no_grad()
     def folded(self) -> "SAE":
-        """The same function without norms of the decoder's rows by which latents compete, and without its whitening:
-        `W_enc C^(-1/2)`, `W_dec C^(1/2)`, biases moved."""
+        """The same reconstructions without norms of the decoder's rows by which latents compete, which the latents take
+        up, and without its whitening: `W_enc C^(-1/2)`, `W_dec C^(1/2)`, biases moved."""
         if self.cfg.decoder == "folded":
             return self.with_unit_rows().folded()
         if self.cfg.normalise != "whiten":

@@ -34,7 +34,7 @@ V = TypeVar("V", bound="View")
 VERSIONS = {
     "tokens": 1,
     "activations": 1,
-    "dictionary": 4,
+    "dictionary": 5,
     "evaluation": 2,
     "codes": 1,
     "index": 1,

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sae import architectures, hub
 from sae.architectures.configs import DictionaryConfig
+from sae.config import to_json
 from sae.dictionary import SAE, Dictionary, Forward, InputStats, Shape, Step
 from sae.errors import ConfigError, DataError
 from sae.files import write_json
@@ -197,8 +198,11 @@ class Learner:
         """Write the dictionary and its curve; returns the box's facts."""
         places = self.member.places
         sites = {"inputs": list(places.inputs), "outputs": places.outputs and list(places.outputs)}
+        # what is saved may be folded, and is not all that was chosen
+        trained = {"sae": to_json(self.member.sae), "train": to_json(self.cfg) | to_json(self.settings)}
         with self.used() as used:
-            hub.save(used.folded().with_unit_rows(), {**self.member.facts, **sites}, self.member.out)
+            facts = {**self.member.facts, **sites, "trained": trained}
+            hub.save(used.folded().with_unit_rows(), facts, self.member.out)
         write_json(self.member.out / "curve.json", self.progress.curve)
         last = self.progress.curve[-1]
         return {"steps": self.progress.step, "lr": self.settings.lr, "n_dead": last["n_dead"], "fvu": last["fvu"]}

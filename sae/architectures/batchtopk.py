@@ -15,19 +15,16 @@ class BatchTopKSAE(SAE):
     """`x_hat = BatchTopK((x - b_dec) W_enc^T + b_enc) W_dec + b_dec`."""
 
     is_normalised = True
+    folds = ("folded",)
     cfg: BatchTopKConfig
 
     def __init__(self, cfg: BatchTopKConfig, shape: Shape) -> None:
         super().__init__(cfg, shape)
         self.threshold = BatchThreshold(cfg.threshold_steps)
 
-    @property
-    def can_fold(self) -> bool:
-        return self.cfg.decoder == "folded"
-
     def selection(self) -> Selection:
         return self.threshold.selection(self.cfg.k, self.cfg.n_latents, self.sizes)
 
     def after_step(self, out: Forward) -> None:
         super().after_step(out)
-        self.threshold.update(self.strengths(out.latents))
+        self.threshold.update(out.strengths)

@@ -15,6 +15,7 @@ Normalise = Literal["mean_norm", "rms", "none", "whiten", "layer_norm", "row_nor
 InitBias = Literal["geometric_median", "mean", "zero"]
 InitDecoder = Literal["data", "random"]
 DecoderNorm = Literal["unit", "free", "folded"]
+UnitOrFree = Literal["unit", "free"]
 
 
 @dataclass(frozen=True)
@@ -50,20 +51,18 @@ class SAEConfig(DictionaryConfig):
     pre_bias: bool = True
     """Subtract `b_dec` from the input; a transcoder never does."""
     decoder: DecoderNorm = "unit"
-    """`unit`: rows of the decoder have norm 1 after every step, and no gradient along themselves. `free`: any norm.
-    `folded`: any while they learn; latents compete by what they write, activation times norm, and after training the
-    encoder takes up the norms."""
+    """`unit`: rows of the decoder have norm 1 after every step, and no gradient along themselves. `free`: any norm."""
     init_decoder: InitDecoder = "data"
     """Where the decoder's rows point before training. `data`: each to a row of the data, with some noise, which finds
     more features in as many steps. `random`: anywhere, as in the paper."""
     init_norm: PositiveFloat = 1.0
-    """Norm of the decoder's rows before training where they are free; the encoder starts as their copy, but for its
-    size (`fit_encoder`) and in transcoders."""
+    """Norm of the decoder's rows before training, to be left out where decoder = unit; the encoder starts as their
+    copy, but for its size (`fit_encoder`) and in transcoders."""
     init_bias: InitBias = "geometric_median"
     """Where `b_dec` starts; a transcoder's starts at the mean."""
-    fit_encoder: bool = True
+    fit_encoder: bool | None = None
     """Scale the encoder before training so that the first reconstructions have the right size (as Gao et al. 2024 do
-    in their code on random inputs); not for transcoders whose directions are random."""
+    in their code on random inputs); not for transcoders whose directions are random. None: where decoder = unit."""
     skip: bool = False
     """A linear path from input to output beside the latents; for transcoders."""
     auxk: Natural | None = None
@@ -73,6 +72,17 @@ class SAEConfig(DictionaryConfig):
     ghost_coef: NonNegativeFloat = 0.0
     """Weight of ghost gradients for dead latents beside the error; 0 turns them off."""
 
+    def __post_init__(self) -> None:
+        if self.decoder == "unit" and self.init_norm != type(self).init_norm:
+            raise ValueError(
+                f"sae.init_norm = {self.init_norm}: must be left out where decoder = unit, whose rows have norm 1"
+            )
+
+    @property
+    def fits_encoder(self) -> bool:
+        """Whether the encoder is scaled before training; `fit_encoder`, or what follows from the decoder."""
+        return self.decoder == "unit" if self.fit_encoder is None else self.fit_encoder
+
 
 def check_k(k: int, n_latents: int) -> None:
     """Raises: ValueError: more latents are to be kept than there are."""
@@ -80,57 +90,48 @@ def check_k(k: int, n_latents: int) -> None:
         raise ValueError(f"sae.k = {k}: must be at most n_latents = {n_latents}")
 
 
+@config
+class KSparseConfig(SAEConfig):
+    """A dictionary whose rows keep k latents; dead ones learn by AuxK."""
+
+    k: Positive = 32
+    """Latents kept in each row, or, where a batch chooses, in a row on average."""
+    decoder: DecoderNorm = "folded"
+    """`unit`: rows of the decoder have norm 1 after every step, as in the paper. `folded`: any norm while they learn;
+    latents compete by what they write, activation times norm, and after training the encoder takes up the norms:
+    dictionaries of the same kind, found sooner. `free`: any norm, and latents compete by their activations."""
+    init_norm: PositiveFloat = 0.1
+    """Norm of the decoder's rows before training, to be left out where decoder = unit; the encoder starts as their
+    copy."""
+    auxk_coef: NonNegativeFloat = 1 / 32
+    """Weight of the AuxK loss beside the normalised error; 0 turns it off."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_k(self.k, self.n_latents)
+
+
 @configs.register("topk")
 @config
-class TopKConfig(SAEConfig):
+class TopKConfig(KSparseConfig):
     """TopK with AuxK (Gao et al. 2024, arXiv:2406.04093)."""
 
     recipe: ClassVar[Recipe] = Recipe(eps=6.25e-10)
 
-    k: Positive = 32
-    """Latents kept in each row."""
-    decoder: DecoderNorm = "folded"
-    """`unit`: rows of the decoder have norm 1 after every step, as in the paper. `folded`: any norm while they learn;
-    latents compete by what they write, activation times norm, and after training the encoder takes up the norms:
-    dictionaries of the same kind, found sooner. `free`: any norm, and latents compete by their activations."""
-    init_norm: PositiveFloat = 0.1
-    """Norm of the decoder's rows before training where they are free; the encoder starts as their copy."""
-    fit_encoder: bool = False
-    """Scale the encoder before training so that the first reconstructions have the right size."""
-    auxk_coef: NonNegativeFloat = 1 / 32
-    """Weight of the AuxK loss beside the normalised error (§A.2); 0 turns it off."""
     multi_coef: NonNegativeFloat = 0.0
     """Weight of the error with 4 k latents (Multi-TopK, §A.3; 1/8 in the paper), which keeps a dictionary good at
     other k; 0 turns it off."""
 
-    def __post_init__(self) -> None:
-        check_k(self.k, self.n_latents)
-
 
 @configs.register("batchtopk")
 @config
-class BatchTopKConfig(SAEConfig):
+class BatchTopKConfig(KSparseConfig):
     """BatchTopK with AuxK (Bussmann et al. 2024, arXiv:2412.06410)."""
 
     recipe: ClassVar[Recipe] = Recipe(lr=3e-4, betas=(0.9, 0.99))
 
-    k: Positive = 32
-    """Latents kept in a row on average."""
-    decoder: DecoderNorm = "folded"
-    """`unit`: rows of the decoder have norm 1 after every step, as in the paper. `folded`: any norm while they learn;
-    latents compete by what they write, activation times norm, and after training the encoder takes up the norms:
-    dictionaries of the same kind, found sooner. `free`: any norm, and latents compete by their activations."""
-    init_norm: PositiveFloat = 0.1
-    """Norm of the decoder's rows before training where they are free; the encoder starts as their copy."""
-    fit_encoder: bool = False
-    """Scale the encoder before training so that the first reconstructions have the right size."""
-    auxk_coef: NonNegativeFloat = 1 / 32
-    """Weight of the AuxK loss beside the normalised error; 0 turns it off."""
     threshold_steps: Positive = 100
     """Steps over which the threshold for inference is averaged."""
-
-    def __post_init__(self) -> None:
-        check_k(self.k, self.n_latents)
 
 
 @configs.register("matryoshka")
@@ -165,6 +166,8 @@ class MatryoshkaConfig(BatchTopKConfig):
 class PenaltyConfig(SAEConfig):
     """A dictionary whose sparsity comes from a penalty."""
 
+    decoder: UnitOrFree = "unit"
+    """`unit`: rows of the decoder have norm 1 after every step, and no gradient along themselves. `free`: any norm."""
     sparsity_coef: NonNegativeFloat = 5.0
     """Weight of the sparsity penalty at full strength, in the paper's units."""
     sparsity_warmup: Share = 0.05
@@ -189,14 +192,13 @@ class ReLUAprilConfig(ReLUConfig):
 
     pre_bias: bool = False
     """Subtract `b_dec` from the input; a transcoder never does."""
-    decoder: DecoderNorm = "free"
-    """`unit`: rows of the decoder have norm 1 after every step, and no gradient along themselves."""
+    decoder: UnitOrFree = "free"
+    """`unit`: rows of the decoder have norm 1 after every step, and no gradient along themselves. `free`: any norm."""
     init_norm: PositiveFloat = 0.1
-    """Norm of the decoder's rows before training; the encoder starts as their copy."""
+    """Norm of the decoder's rows before training, to be left out where decoder = unit; the encoder starts as their
+    copy."""
     init_bias: InitBias = "zero"
     """Where `b_dec` starts; a transcoder's starts at the mean."""
-    fit_encoder: bool = False
-    """Scale the encoder before training so that the first reconstructions have the right size."""
 
 
 @configs.register("p_anneal")
@@ -206,6 +208,8 @@ class PAnnealConfig(PenaltyConfig):
 
     recipe: ClassVar[Recipe] = Recipe(lr=3e-4)
 
+    decoder: Literal["unit"] = "unit"
+    """Rows of the decoder have norm 1 after every step, or latents would escape the penalty by shrinking."""
     p_end: PositiveFloat = 0.2
     """The last p."""
     anneal_start: Share = 0.2
@@ -214,10 +218,7 @@ class PAnnealConfig(PenaltyConfig):
     """Equal steps in which it falls, spread over the rest of the run."""
 
     def __post_init__(self) -> None:
-        if self.decoder != "unit":
-            raise ValueError(
-                f"sae.decoder = {self.decoder!r}: must be unit, or latents escape the penalty by shrinking"
-            )
+        super().__post_init__()
         if self.p_end > 1:
             raise ValueError(f"sae.p_end = {self.p_end}: must be at most 1, where p begins")
 
@@ -258,6 +259,7 @@ class JumpReLUConfig(PenaltyConfig):
     the encoder a copy of the decoder times `d / n_latents` (Conerly et al. 2025). 0: as in every dictionary."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.init_l0 and self.fit_encoder:
             raise ValueError(f"sae.init_l0 = {self.init_l0}: must be 0 where fit_encoder = true, which sets it too")
         if self.init_l0 and self.init_decoder != "random":
@@ -279,8 +281,8 @@ class JumpReLUTanhConfig(JumpReLUConfig):
     """As for every dictionary; thresholds and bandwidth below are in its units."""
     pre_bias: bool = False
     """Subtract `b_dec` from the input; a transcoder never does."""
-    decoder: DecoderNorm = "free"
-    """`unit`: rows of the decoder have norm 1 after every step, and no gradient along themselves."""
+    decoder: UnitOrFree = "free"
+    """`unit`: rows of the decoder have norm 1 after every step, and no gradient along themselves. `free`: any norm."""
     sparsity_coef: NonNegativeFloat = 10.0
     """Weight of the sparsity penalty at full strength."""
     sparsity_warmup: Share = 1.0
@@ -299,8 +301,6 @@ class JumpReLUTanhConfig(JumpReLUConfig):
     init_l0: Natural = 10_000
     """Latents of a row that fire before training, at most half of all, by their biases; the matrices are then uniform,
     the encoder a copy of the decoder times `d / n_latents`. 0: as in every dictionary."""
-    fit_encoder: bool = False
-    """Scale the encoder before training so that the first reconstructions have the right size."""
 
 
 @configs.register("gated")
@@ -316,6 +316,8 @@ class GatedConfig(PenaltyConfig):
 class SwitchConfig(SAEConfig):
     """Switch SAE: each row is encoded by one expert (Mudide et al. 2024, arXiv:2410.08201)."""
 
+    decoder: UnitOrFree = "unit"
+    """`unit`: rows of the decoder have norm 1 after every step, and no gradient along themselves. `free`: any norm."""
     k: Positive = 32
     """Latents kept in each row."""
     n_experts: Positive = 16
@@ -324,6 +326,7 @@ class SwitchConfig(SAEConfig):
     """Weight of the load-balancing loss."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n_latents % self.n_experts:
             raise ValueError(f"sae.n_experts = {self.n_experts}: must divide n_latents = {self.n_latents}")
         if self.k > self.n_latents // self.n_experts:
@@ -370,12 +373,14 @@ class CrosscoderConfig(ReLUAprilConfig):
     sparsity_coef: NonNegativeFloat = 2.0
     """Weight of the sparsity penalty at full strength, in the paper's units."""
     init_norm: PositiveFloat = 0.08
-    """Norm of each site's decoder rows before training; the encoder starts as their copy."""
+    """Norm of each site's decoder rows before training, to be left out where decoder = unit; the encoder starts as
+    their copy."""
     norm: Literal["sum", "concatenated"] = "sum"
     """A latent's size in the penalty: the sum of its decoder norms over sites, which makes latents of few
     sites cheap, or the norm of all of them together, an ordinary dictionary on stacked sites."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_by_site(self.normalise)
 
 
@@ -388,12 +393,12 @@ class CrosscoderBatchTopKConfig(BatchTopKConfig):
 
     pre_bias: bool = False
     """Subtract `b_dec` from the input."""
-    decoder: DecoderNorm = "free"
-    """`unit`: rows of the decoder have norm 1 after every step, and no gradient along themselves."""
+    decoder: UnitOrFree = "free"
+    """`unit`: rows of the decoder have norm 1 after every step, and no gradient along themselves. `free`: any norm."""
     init_norm: PositiveFloat = 1.0
-    """Norm of each site's decoder rows before training, 1 / sqrt(sites) where decoder = unit; the encoder starts as
-    their copy."""
-    fit_encoder: bool = True
+    """Norm of each site's decoder rows before training, to be left out where decoder = unit, whose sites share a norm
+    of 1; the encoder starts as their copy."""
+    fit_encoder: bool | None = True
     """Scale the encoder before training so that the first reconstructions have the right size."""
     norm: Literal["sum", "concatenated"] = "sum"
     """What a latent's activation is weighted with when the batch chooses, as in `crosscoder`."""

@@ -94,4 +94,4 @@ class BatchTopKCrosscoder(SAE):
 
     def after_step(self, out: Forward) -> None:
         super().after_step(out)
-        self.threshold.update(self.strengths(out.latents))
+        self.threshold.update(out.strengths)

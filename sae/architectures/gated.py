@@ -28,6 +28,7 @@ class GatedSAE(SAE):
     """
 
     is_normalised = False
+    folds = ("unit", "free")
     per_latent = (*SAE.per_latent, "r_mag", "b_mag")
     cfg: GatedConfig
 
@@ -38,10 +39,6 @@ class GatedSAE(SAE):
 
     def units(self) -> Mapping[str, float]:
         return {**super().units(), "b_mag": self.input_size}
-
-    @property
-    def can_fold(self) -> bool:
-        return True
 
     def selection(self) -> Selection:
         return Gated(self.r_mag, self.b_enc, self.b_mag)

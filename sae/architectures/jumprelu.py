@@ -27,6 +27,7 @@ class JumpReLUSAE(SAE):
     """
 
     is_normalised = False
+    folds = ("unit", "free")
     per_latent = (*SAE.per_latent, "threshold")
     cfg: JumpReLUConfig
 
@@ -54,10 +55,6 @@ class JumpReLUSAE(SAE):
         else:
             uniform(self.W_enc, self.shape.d_in**-0.5, generator)
         self.W_enc.mul_(self.shape.d_in / self.cfg.n_latents)
-
-    @property
-    def can_fold(self) -> bool:
-        return True
 
     def selection(self) -> Selection:
         return self._jump() if self.training else JumpReLU(self.threshold)

@@ -24,15 +24,12 @@ class MatryoshkaSAE(SAE):
     `loss = sum over prefixes m: ||x - f_{1:m} W_dec,{1:m} - b_dec||^2 + AuxK` (eq. 3)."""
 
     is_normalised = True
+    folds = ("folded",)
     cfg: MatryoshkaConfig
 
     def __init__(self, cfg: MatryoshkaConfig, shape: Shape) -> None:
         super().__init__(cfg, shape)
         self.threshold = BatchThreshold(cfg.threshold_steps)
-
-    @property
-    def can_fold(self) -> bool:
-        return self.cfg.decoder == "folded"
 
     def selection(self) -> Selection:
         return self.threshold.selection(self.cfg.k, self.cfg.n_latents, self.sizes)
@@ -58,4 +55,4 @@ class MatryoshkaSAE(SAE):
 
     def after_step(self, out: Forward) -> None:
         super().after_step(out)
-        self.threshold.update(self.strengths(out.latents))
+        self.threshold.update(out.strengths)

@@ -22,11 +22,8 @@ class ReLUSAE(SAE):
     """`f = ReLU((x - b_pre) W_enc^T + b_enc)`, `loss = ||x - x_hat||^2 + coef sum_i f_i ||W_dec,i||`."""
 
     is_normalised = False
+    folds = ("unit", "free")
     cfg: ReLUConfig
-
-    @property
-    def can_fold(self) -> bool:
-        return True
 
     def selection(self) -> Selection:
         return ReLU()

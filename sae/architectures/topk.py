@@ -19,11 +19,8 @@ class TopKSAE(SAE):
     """`x_hat = ReLU(TopK((x - b_dec) W_enc^T + b_enc)) W_dec + b_dec`."""
 
     is_normalised = True
+    folds = ("folded",)
     cfg: TopKConfig
-
-    @property
-    def can_fold(self) -> bool:
-        return self.cfg.decoder == "folded"
 
     def selection(self) -> Selection:
         return TopK(self.cfg.k, self.sizes)
@@ -32,6 +29,6 @@ class TopKSAE(SAE):
         """Multi-TopK: `multi_coef` times the error with 4 k latents (§A.3)."""
         if self.cfg.multi_coef == 0:
             return {}
-        select = TopK(min(4 * self.cfg.k, self.cfg.n_latents), self.sizes)
+        select = TopK(min(4 * self.cfg.k, self.cfg.n_latents), out.sizes)
         latents = kernels.encode(out.x, self.W_enc, self.b_enc, self.b_pre, select)
         return {"multi": self.cfg.multi_coef * self._error(self._decode(latents, out.skipped), out.target)}

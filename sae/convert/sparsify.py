@@ -110,7 +110,7 @@ def write(dictionary: Dictionary, facts: Mapping[str, Any]) -> Written:  # noqa:
     cfg = {
         "activation": "topk",
         "expansion_factor": 32,
-        "normalize_decoder": dictionary.cfg.decoder == "unit",
+        "normalize_decoder": dictionary.folded().cfg.decoder == "unit",
         "num_latents": n_latents,
         "k": activation.k,
         "multi_topk": activation.multi_coef > 0,

@@ -4,20 +4,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.reference.linear import Weights, active, auxk, pre_acts, recon, row_error
+from tests.reference.linear import Weights, active, auxk, pre_acts, recon, row_error, strengths
 
 
-def kept(pre: Tensor, k: int) -> Tensor:
+def kept(scores: Tensor, k: int) -> Tensor:
     """Which are among the `k * batch` largest of the whole batch, by a full sort; of equal ones the first."""
-    order = np.argsort(-pre.detach().numpy().flatten(), kind="stable")
-    mask = torch.zeros(pre.numel(), dtype=torch.bool)
-    mask[torch.from_numpy(order[: k * len(pre)])] = True
-    return mask.view_as(pre)
+    order = np.argsort(-scores.detach().numpy().flatten(), kind="stable")
+    mask = torch.zeros(scores.numel(), dtype=torch.bool)
+    mask[torch.from_numpy(order[: k * len(scores)])] = True
+    return mask.view_as(scores)
 
 
 def latents(x: Tensor, w: Weights, k: int) -> Tensor:
     pre = pre_acts(x, w)
-    return active(pre, kept(pre, k))
+    return active(pre, kept(strengths(pre, w), k))
 
 
 def loss(x: Tensor, target: Tensor, w: Weights, k: int, dead: Tensor, k_aux: int) -> dict[str, Tensor]:

@@ -20,11 +20,19 @@ class Weights:
     b_dec: Tensor
     b_pre: Tensor | None
     W_skip: Tensor | None = None
+    is_folded: bool = False
+    """Pre-activations compete by what they would write."""
 
 
 def pre_acts(x: Tensor, w: Weights) -> Tensor:
     u = x if w.b_pre is None else x - w.b_pre
     return u @ w.W_enc.T + w.b_enc
+
+
+def strengths(pre: Tensor, w: Weights) -> Tensor:
+    """What is compared where few may fire; for choices only."""
+    norms = w.W_dec.detach().square().sum(1).sqrt()
+    return pre.detach() * norms if w.is_folded else pre.detach()
 
 
 def active(pre: Tensor, kept: Tensor) -> Tensor:
@@ -57,6 +65,6 @@ def auxk(x: Tensor, residual: Tensor, w: Weights, dead: Tensor, k_aux: int) -> T
     if variance <= 1e-15 * (e**2).sum(1).mean():
         return torch.zeros((), dtype=x.dtype)
     pre = pre_acts(x, w)
-    of_dead = torch.where(dead, pre, torch.full_like(pre, -torch.inf))
+    of_dead = torch.where(dead, strengths(pre, w), torch.full_like(pre, -torch.inf))
     z = active(pre, top(of_dead, min(k_aux, int(dead.sum()))))
     return row_error(z @ w.W_dec, e).mean() / variance

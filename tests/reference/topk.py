@@ -2,13 +2,13 @@
 
 from torch import Tensor
 
-from tests.reference.linear import Weights, active, auxk, pre_acts, recon, row_error, top
+from tests.reference.linear import Weights, active, auxk, pre_acts, recon, row_error, strengths, top
 
 
 def latents(x: Tensor, w: Weights, k: int) -> Tensor:
     """`f = ReLU(TopK(pre))`, dense `[batch, n_latents]`."""
     pre = pre_acts(x, w)
-    return active(pre, top(pre, k))
+    return active(pre, top(strengths(pre, w), k))
 
 
 def loss(x: Tensor, target: Tensor, w: Weights, k: int, dead: Tensor, k_aux: int) -> dict[str, Tensor]:

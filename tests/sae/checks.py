@@ -7,7 +7,7 @@ Example E: latents l0..l3, encoder and decoder rows alike, pre-bias (.5, 0), two
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import pytest
@@ -129,6 +129,16 @@ def problems() -> st.SearchStrategy[Problem]:
     return st.integers(0, 10**6).map(problem)
 
 
+def k_sparse_problems() -> st.SearchStrategy[Problem]:
+    """Half of them with a decoder that is folded, and not on the grid, where strengths are equal but for rounding."""
+
+    def with_folded(drawn: Problem) -> Problem:
+        choices = drawn.choices | {"decoder": "folded"}
+        return replace(drawn, choices=choices, on_grid=False) if drawn.seed % 2 else drawn
+
+    return problems().map(with_folded)
+
+
 # --- against the dense formula ---
 
 
@@ -145,7 +155,8 @@ def copies(dictionary: Dictionary) -> dict[str, Tensor]:
 def linear(p: dict[str, Tensor], dictionary: SAE) -> Weights:
     """Copied parameters as the reference takes them."""
     b_pre = p["b_dec"] if dictionary.cfg.pre_bias and dictionary.shape.outputs is None else None
-    return Weights(p["W_enc"], p["b_enc"], p["W_dec"], p["b_dec"], b_pre, p.get("W_skip"))
+    is_folded = dictionary.cfg.decoder == "folded"
+    return Weights(p["W_enc"], p["b_enc"], p["W_dec"], p["b_dec"], b_pre, p.get("W_skip"), is_folded)
 
 
 def same_losses(dictionary: Dictionary, out: Forward, expected: dict[str, Tensor], p: dict[str, Tensor]) -> None:

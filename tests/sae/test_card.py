@@ -75,6 +75,24 @@ def test_the_page_in_full():
     ]
 
 
+def test_the_page_says_how_it_was_trained():
+    """Choices of the training, and those that are no longer what they were."""
+    content, _ = hub.describe(dictionary().folded(), {})
+    content["facts"]["trained"] = {
+        "sae": {**content["config"], "decoder": "folded"},
+        "train": {"tokens": 1000, "lr": None, "betas": [0.9, 0.999], "optimizer": "adam"},
+    }
+    assert '| decoder | "unit" |' in card(content, None)
+    assert card(content, None).split("| trained with | |")[1].splitlines() == [
+        "",
+        "|---|---|",
+        '| decoder | "folded" |',
+        "| tokens | 1000 |",
+        "| betas | [0.9, 0.999] |",
+        '| optimizer | "adam" |',
+    ]
+
+
 def test_a_page_of_what_is_not_known():
     """No network, no site, nothing measured: a dictionary that has been converted may have none of them."""
     content, _ = hub.describe(dictionary(), {})

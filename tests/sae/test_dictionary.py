@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sae import architectures
 from sae.architectures.batchtopk import BatchTopKSAE
 from sae.architectures.configs import (
     BatchTopKConfig,
@@ -19,8 +20,9 @@ from sae.architectures.configs import (
     MatryoshkaConfig,
     PAnnealConfig,
     ReLUConfig,
-    SwitchConfig,
+    SAEConfig,
     TopKConfig,
+    configs,
 )
 from sae.architectures.cross_layer_transcoder import CrossLayerTranscoder
 from sae.architectures.crosscoder import BatchTopKCrosscoder, Crosscoder
@@ -29,10 +31,12 @@ from sae.architectures.jumprelu import JumpReLUSAE
 from sae.architectures.matryoshka import MatryoshkaSAE
 from sae.architectures.p_anneal import PAnnealSAE
 from sae.architectures.relu import ReLUSAE
-from sae.architectures.switch import SwitchSAE
 from sae.architectures.topk import TopKSAE
-from sae.dictionary import SAE, Dictionary, Shape, Step
+from sae.config import parse
+from sae.dictionary import SAE, Dictionary, InputStats, Shape, Step
 from sae.errors import ConfigError
+from sae.scaling import SiteStats
+from sae.select import ReLU
 from sae.weights import normalise_rows, remove_parallel_gradient
 from tests.sae import checks
 from tests.sae.checks import X, close, step, total
@@ -378,11 +382,44 @@ def test_latents_compete_by_what_they_write():
     checks.set_weights(dictionary, W_dec=[[4.0, 0], [0, 1], [0.3, 0.4], [0, 1]])
     first = dictionary.encode(X[:1])
     assert first.indices.tolist() == [0]
-    assert dictionary.strengths(first).tolist() == pytest.approx([4 * first.values.item()])
+    out = dictionary(X[:1], X[:1], checks.step())
+    assert out.strengths.tolist() == pytest.approx([4 * first.values.item()])
+    checks.set_weights(dictionary, W_dec=checks.W)
+    assert out.strengths.tolist() == pytest.approx([4 * first.values.item()]), "as they competed, not as they would now"
     unit = checks.example(TopKSAE, TopKConfig(n_latents=4, k=1, decoder="free"))
     assert unit.encode(X[:1]).indices.tolist() == [2]
 
 
-def test_a_dictionary_whose_latents_cannot_be_scaled_cannot_be_folded():
-    with pytest.raises(ConfigError, match=r"sae\.decoder = folded: must be unit or free"):
-        SwitchSAE(SwitchConfig(n_latents=32, k=1, decoder="folded"), Shape((2,)))
+@pytest.mark.parametrize("name", ["relu", "relu_april", "jumprelu", "jumprelu_tanh", "gated", "switch", "crosscoder"])
+def test_where_latents_do_not_compete_by_norm_nothing_is_folded(name):
+    with pytest.raises(ConfigError, match=r"^sae\.decoder = 'folded': must be 'unit' or 'free'$"):
+        parse(configs.get(name), {"decoder": "folded"}, "sae")
+
+
+def test_a_plug_in_must_know_how_to_fold():
+    class Own(SAE):
+        is_normalised = True
+
+        def selection(self):
+            return ReLU()
+
+    with pytest.raises(ConfigError, match=r"^sae\.decoder = 'folded': must be unit or free, Own does not fold$"):
+        Own(SAEConfig(n_latents=4, decoder="folded"), Shape((2,)))
+
+
+@pytest.mark.parametrize("name", ["relu", "jumprelu", "gated"])
+def test_rows_that_a_whitening_has_stretched_are_unit_again(name):
+    """What is saved: unit rows, unwhitened, then unit again."""
+    x = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 1.0, 0.5, 0.2])
+    dictionary = architectures.build(name, configs.get(name)(n_latents=12, normalise="whiten"), Shape((4,)))
+    stats = (SiteStats(4, 1.0, 1.0),)
+    dictionary.initialise(InputStats(stats, stats, x, x), torch.Generator().manual_seed(1))
+    dictionary.eval()
+    unwhitened = dictionary.folded()
+    assert unwhitened.W_dec.norm(dim=1).std() > 0.1
+    saved = unwhitened.with_unit_rows()
+    close(saved.W_dec.norm(dim=1), torch.ones(12))
+    (f, recon), (g, again) = dictionary.reconstruct(x), saved.reconstruct(x)
+    close(again, recon, rtol=0, atol=1e-4)
+    close(g.dense(), f.dense() * unwhitened.W_dec.norm(dim=1), rtol=0, atol=1e-4)
+    assert (f.dense() > 0).any()

@@ -11,6 +11,7 @@ from sae.architectures.gated import GatedSAE
 from sae.architectures.relu import ReLUSAE
 from sae.config import parse
 from sae.dictionary import InputStats, Shape
+from sae.errors import ConfigError
 from sae.scaling import SiteStats
 from sae.weights import centre, first_directions, geometric_median
 from tests.sae.checks import close
@@ -167,8 +168,32 @@ def test_variance_is_that_of_what_is_to_be_written():
 
 
 def test_unit_rows_start_as_such():
-    dictionary, _ = initialised(decoder="unit", init_norm=0.1)
+    dictionary, _ = initialised(decoder="unit")
     close(dictionary.W_dec.norm(dim=1), torch.ones(50))
+
+
+@pytest.mark.parametrize("name", ["relu", "relu_april", "topk", "crosscoder_batchtopk"])
+def test_a_norm_for_rows_that_are_unit_is_refused(name):
+    with pytest.raises(ConfigError, match=r"sae\.init_norm = 0\.3: must be left out where decoder = unit"):
+        parse(configs.get(name), {"decoder": "unit", "init_norm": 0.3}, "sae")
+    parse(configs.get(name), {"decoder": "free", "init_norm": 0.3}, "sae")
+
+
+@pytest.mark.parametrize(
+    ("name", "choices", "fits"),
+    [
+        ("topk", {}, False),
+        ("topk", {"decoder": "unit"}, True),
+        ("topk", {"fit_encoder": True}, True),
+        ("relu", {}, True),
+        ("relu", {"fit_encoder": False}, False),
+        ("relu_april", {}, False),
+        ("gated", {"decoder": "free"}, False),
+        ("crosscoder_batchtopk", {}, True),
+    ],
+)
+def test_the_encoder_is_fitted_where_rows_are_unit(name, choices, fits):
+    assert configs.get(name)(**choices).fits_encoder == fits
 
 
 # --- the geometric median ---

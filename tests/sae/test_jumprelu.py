@@ -243,7 +243,7 @@ def test_recipes():
     assert (tanh.penalty, tanh.tanh_scale, tanh.bandwidth, tanh.threshold) == ("tanh", 4.0, 2.0, 0.1)
     assert (tanh.preact_coef, tanh.sparsity_warmup, tanh.normalise) == (3e-6, 1.0, "mean_norm")
     assert (tanh.pre_bias, tanh.decoder, tanh.recipe.lr) == (False, "free", 2e-4)
-    assert (tanh.init_l0, tanh.fit_encoder, scope.init_l0) == (10_000, False, 0)
+    assert (tanh.init_l0, tanh.fits_encoder, scope.init_l0, scope.fits_encoder) == (10_000, False, 0, True)
     assert scope.recipe.decay == 0, "Gemma Scope's rate does not fall"
 
 
@@ -286,9 +286,9 @@ def test_a_rate_of_less_than_a_row_is_a_row():
 @pytest.mark.parametrize(
     ("choices", "why"),
     [
-        ({"decoder": "free"}, "where fit_encoder = true, which sets it too"),
-        ({"decoder": "free", "fit_encoder": False}, "where init_decoder = data, which it would not be"),
-        ({"init_decoder": "random", "fit_encoder": False}, "where decoder = unit, or the first rows are not"),
+        ({"decoder": "free", "fit_encoder": True}, "where fit_encoder = true, which sets it too"),
+        ({"decoder": "free"}, "where init_decoder = data, which it would not be"),
+        ({"init_decoder": "random"}, "where decoder = unit, or the first rows are not"),
     ],
 )
 def test_first_weights_that_contradict_each_other_are_refused(choices, why):

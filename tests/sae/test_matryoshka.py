@@ -19,7 +19,7 @@ from sae.architectures.matryoshka import MatryoshkaSAE
 from sae.kernels import torch as plain
 from tests.reference import matryoshka as reference
 from tests.sae import checks
-from tests.sae.checks import X, close, problems, step, total
+from tests.sae.checks import X, close, k_sparse_problems, step, total
 
 
 def dictionary(*groups: float, **choices) -> MatryoshkaSAE:
@@ -93,7 +93,7 @@ def test_groups_that_are_none(groups, message):
 
 
 @pytest.mark.parametrize("dense_share", [1.0, 0.0], ids=["sparse", "dense"])
-@given(problems(), st.data())
+@given(k_sparse_problems(), st.data())
 def test_one_group_is_batchtopk_exactly(monkeypatch, dense_share, problem, data):
     monkeypatch.setattr(plain, "DENSE_SHARE", dense_share)
     choices = problem.choices | {"k": data.draw(st.integers(1, problem.choices["n_latents"])), "auxk": 2}
@@ -114,7 +114,7 @@ def test_one_group_is_batchtopk_exactly(monkeypatch, dense_share, problem, data)
 
 
 @pytest.mark.parametrize("dense_share", [1.0, 0.0], ids=["sparse", "dense"])
-@given(problems(), st.integers(2, 9), st.data())
+@given(k_sparse_problems(), st.integers(2, 9), st.data())
 def test_losses_and_gradients_are_the_dense_ones(monkeypatch, dense_share, problem, n, data):
     monkeypatch.setattr(plain, "DENSE_SHARE", dense_share)
     ends = [*sorted(data.draw(st.sets(st.integers(1, n - 1), max_size=3))), n]

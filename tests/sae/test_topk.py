@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from sae.architectures.configs import TopKConfig
 from sae.architectures.topk import TopKSAE
+from sae.dictionary import Shape
 from sae.kernels import torch as plain
 from tests.reference import topk as reference
 from tests.sae import checks
-from tests.sae.checks import X, close, problems, step, total
+from tests.sae.checks import X, close, k_sparse_problems, step, total
 
 
 def dictionary(**choices) -> TopKSAE:
@@ -126,6 +127,15 @@ def test_a_residual_without_variance_has_no_auxk(seed, copies):
     assert all(torch.isfinite(p.grad).all() for p in one.parameters())
 
 
+def test_dead_latents_compete_by_what_they_write():
+    # dead l0, l1 = (0,3), k_aux = 1: of 1.5 and 3 * 1 row 0 takes l1, row 1 takes l0; e_hat = [[0,3],[.6,0]].
+    # The row's own latents are l1 and l0 too: e = [[1.5,-2],[0,-1]], e_hat - e = [[-1.5,5],[.6,1]], mean 14.305;
+    # e's mean (.75,-1.5), variance .75^2 + .5^2 = .8125. By activations row 0 would take l0: 2.68 / .8125
+    one = checks.example(TopKSAE, TopKConfig(n_latents=4, k=1, auxk=1, decoder="folded"))
+    checks.set_weights(one, W_dec=[[1.0, 0], [0, 3], [0.6, 0.8], [-1, 0]])
+    close(auxk(one, 0, 1), 14.305 / 0.8125)
+
+
 # --- Multi-TopK ---
 
 
@@ -142,11 +152,20 @@ def test_multi_topk():
     close(one.W_dec.grad, [[1.53, 2.64], [1.02, 1.36], [1.734, 2.312], [0, 0]])
 
 
+def test_the_wider_choice_competes_by_what_it_writes():
+    # pre = (5,4,3,2,1), norms (1,1,1,1,9): 4 k = 4 leaves out l3, so x_hat = (5,4,3,0,9), error 2^2 + 8^2;
+    # by activations it would leave out the last, error 1
+    one = TopKSAE(TopKConfig(n_latents=5, k=1, multi_coef=1.0, decoder="folded"), Shape((5,)))
+    checks.set_weights(one, W_enc=torch.eye(5), W_dec=torch.diag(torch.tensor([1.0, 1, 1, 1, 9])))
+    x = torch.tensor([[5.0, 4, 3, 2, 1]])
+    close(one(x, x, step(n_latents=5)).terms["multi"], 68.0)
+
+
 # --- against the dense formula ---
 
 
 @pytest.mark.parametrize("dense_share", [1.0, 0.0], ids=["sparse", "dense"])
-@given(problems(), st.booleans(), st.data())
+@given(k_sparse_problems(), st.booleans(), st.data())
 def test_losses_and_gradients_are_the_dense_ones(monkeypatch, dense_share, problem, is_multi, data):
     monkeypatch.setattr(plain, "DENSE_SHARE", dense_share)
     problem = replace(problem, on_grid=False)  # which of equals TopK keeps is not promised

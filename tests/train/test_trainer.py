@@ -19,10 +19,12 @@ from sae.architectures.configs import (
     MatchingPursuitConfig,
     TopKConfig,
 )
+from sae.config import parse
 from sae.errors import ConfigError
 from sae.stage import SCRATCH, Box
 from sae.store import ActivationSplit, ActivationStore, Places
 from tests.train.planted import N_FEATURES, X_AND_Y, X_TO_Y, K, X, choices, contents, member, planted, train
+from train.config import TrainConfig
 from train.trainer import fit
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +51,19 @@ def test_loss_falls_and_the_curve_says_so(store, tmp_path):
     last = curve[-1]
     assert facts == {"steps": 40, "lr": 3e-3, "n_dead": last["n_dead"], "fvu": last["fvu"]}
     assert sorted(contents(tmp_path / "a")) == ["curve.json", "dictionary.json", "dictionary.safetensors"]
-    assert hub.facts(tmp_path / "a") == {"model": "none", "inputs": ["x"], "outputs": None}
+
+
+def test_what_was_chosen_travels_with_the_dictionary(store, tmp_path):
+    sae, cfg = TopKConfig(n_latents=N_FEATURES, k=K, init_norm=0.3), choices(tokens=1024)
+    train(store, tmp_path / "a", cfg, sae)
+    facts = hub.facts(tmp_path / "a")
+    trained = facts.pop("trained")
+    assert facts == {"model": "none", "inputs": ["x"], "outputs": None}
+    assert parse(TopKConfig, trained["sae"], "sae") == sae
+    paper = {"warmup": 0.0, "decay": 0.2, "betas": (0.9, 0.999), "eps": 6.25e-10}
+    assert parse(TrainConfig, trained["train"], "train") == replace(cfg, **paper)
+    saved = hub.load(tmp_path / "a").cfg
+    assert (trained["sae"]["decoder"], saved.decoder, saved.init_norm) == ("folded", "unit", 0.1)
 
 
 def test_rows_of_the_saved_decoder_are_unit(store, tmp_path):
@@ -103,7 +117,8 @@ def test_every_shape_trains_through_the_same_loop(store, tmp_path, places, sae, 
     shape = hub.load(tmp_path / "a").shape
     assert (shape.d_in, shape.d_out) == widths
     outputs = places.outputs and list(places.outputs)
-    assert hub.facts(tmp_path / "a") == {"model": "none", "inputs": list(places.inputs), "outputs": outputs}
+    facts = hub.facts(tmp_path / "a")
+    assert (facts["inputs"], facts["outputs"]) == (list(places.inputs), outputs)
 
 
 # --- several dictionaries of one stream ---
