@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from benchmarks.ground_truth import FAMILIES, OURS, Cell, Plan, Run, cells, find, kept
+from benchmarks.ground_truth import FAMILIES, OURS, Cell, Plan, Run, find, kept
 
 METRICS = {"f1": "F1", "mcc": "MCC", "uniqueness": "uniqueness", "explained_variance": "EV"}
 JUDGED = ("f1", "mcc")
@@ -36,26 +36,38 @@ class Mean(NamedTuple):
 
 
 def section(plan: Plan, runs: Sequence[Run], sittings: Sequence[str] = ()) -> str:
-    """Everything that docs/benchmarks.md says of the benchmark: of the families whose every cell has been run,
-    and nothing if there is none."""
-    plan = replace(plan, families=tuple(family for family in plan.families if is_complete(plan, runs, family)))
-    if not plan.families:
+    """Everything that docs/benchmarks.md says of the benchmark: at each L0 of the families of which ours has been run
+    on every seed, and nothing if there is none."""
+    shown = {target: [f for f in plan.families if is_complete(plan, runs, f, OURS, target)] for target in plan.targets}
+    targets = tuple(target for target in plan.targets if shown[target])
+    families = tuple(family for family in plan.families if any(family in own for own in shown.values()))
+    plan = replace(plan, targets=targets, families=families)
+    if not families:
         return ""
     tables = [_table(plan, runs, target) for target in plan.targets]
     return "\n".join([_about(plan), *tables, _verdict(plan, runs), _searches(plan, runs), _sittings(sittings)])
 
 
-def is_complete(plan: Plan, runs: Sequence[Run], family: str) -> bool:
-    """Whether every framework that has the architecture has been run on every seed at every target."""
-    own = [cell for cell in cells(plan) if cell.family == family]
-    return bool(own) and all(find(plan, cell, runs) is not None for cell in own)
+def is_complete(plan: Plan, runs: Sequence[Run], family: str, framework: str, target: float) -> bool:
+    """Whether a framework's architecture has been run on every seed."""
+    return framework in FAMILIES[family] and len(found(plan, runs, family, framework, target)) == plan.seeds
+
+
+def found(plan: Plan, runs: Sequence[Run], family: str, framework: str, target: float) -> list[Run]:
+    """The runs that fill the cells of a framework's architecture, one a seed."""
+    own = [Cell(target, seed, family, framework) for seed in range(plan.seeds)]
+    return [run for cell in own if (run := find(plan, cell, runs)) is not None]
+
+
+def was_tried(plan: Plan, runs: Sequence[Run], family: str, framework: str, target: float) -> bool:
+    """Whether a framework's architecture has been run for an L0, not for another alone."""
+    return any(run["target"] == target for run in kept(plan, Cell(target, 0, family, framework), runs))
 
 
 def means(plan: Plan, runs: Sequence[Run], family: str, framework: str, target: float) -> dict[str, Mean]:
     """Figures of a framework's architecture over the seeds that have been run; empty if none."""
-    own = [Cell(target, seed, family, framework) for seed in range(plan.seeds)]
-    found = [run["figures"] for cell in own if (run := find(plan, cell, runs)) is not None]
-    return {name: Mean.of([figures[name] for figures in found]) for name in found[0]} if found else {}
+    own = [run["figures"] for run in found(plan, runs, family, framework, target)]
+    return {name: Mean.of([figures[name] for figures in own]) for name in own[0]} if own else {}
 
 
 def is_met(plan: Plan, figures: Mapping[str, Mean], target: float) -> bool:
@@ -83,17 +95,18 @@ orientation only. F1, MCC and uniqueness as in `sae/truth.py`; EV is the explain
 def _table(plan: Plan, runs: Sequence[Run], target: float) -> str:
     header = ["architecture", "framework", "L0", *METRICS.values(), "dead"]
     lines = [f"### L0 = {target:g}\n", _row(header), "|---" * len(header) + "|"]
-    for family in plan.families:
-        found = {name: means(plan, runs, family, name, target) for name in plan.frameworks if name in FAMILIES[family]}
-        met = [figures for figures in found.values() if figures and is_met(plan, figures, target)]
+    for family in (family for family in plan.families if is_complete(plan, runs, family, OURS, target)):
+        rows = {name: means(plan, runs, family, name, target) for name in plan.frameworks if name in FAMILIES[family]}
+        met = [figures for figures in rows.values() if figures and is_met(plan, figures, target)]
         best = {m: max((figures[m].value for figures in met), default=math.nan) for m in METRICS}
-        for name, figures in found.items():
-            if figures:
+        for name, figures in rows.items():
+            is_near = bool(figures) and is_met(plan, figures, target)
+            if is_near or was_tried(plan, runs, family, name, target):
                 values = [f"**{figures[m]}**" if figures[m].value == best[m] else str(figures[m]) for m in METRICS]
                 l0, dead = f"{figures['l0'].value:.1f}", f"{figures['dead_fraction'].value:.1%}"
-                lines.append(
-                    _row([family, name, l0 if is_met(plan, figures, target) else f"{l0} (not met)", *values, dead])
-                )
+                n = len(found(plan, runs, family, name, target))
+                who = name if n == plan.seeds else f"{name} ({n} of {plan.seeds} seeds)"
+                lines.append(_row([family, who, l0 if is_near else f"{l0} (not met)", *values, dead]))
         if target in PUBLISHED.get(family, {}):
             values = [f"*{value:.3f}*" for value in PUBLISHED[family][target]]
             lines.append(_row([family, "*published*", f"*{target:g}*", *values, ""]))
@@ -111,8 +124,8 @@ def is_fair(plan: Plan, ours: Mapping[str, Mean], theirs: Mapping[str, Mean], ta
 
 
 def _verdict(plan: Plan, runs: Sequence[Run]) -> str:
-    """How often ours is better, as good, or worse, by the standard error of the difference; nothing of one seed,
-    which has none."""
+    """How often ours is better, as good, or worse, by the standard error of the difference, where both have been run
+    on every seed; nothing of one seed, which has none."""
     if plan.seeds < 2:
         return ""
     counts, worse = {"better": 0, "as good": 0, "worse": 0}, []
@@ -120,8 +133,10 @@ def _verdict(plan: Plan, runs: Sequence[Run]) -> str:
         for family in plan.families:
             ours = means(plan, runs, family, OURS, target)
             for name in plan.frameworks:
-                theirs = means(plan, runs, family, name, target) if name in FAMILIES[family] and name != OURS else {}
-                for metric in JUDGED if ours and theirs and is_fair(plan, ours, theirs, target) else ():
+                if name == OURS or not all(is_complete(plan, runs, family, who, target) for who in (OURS, name)):
+                    continue
+                theirs = means(plan, runs, family, name, target)
+                for metric in JUDGED if is_fair(plan, ours, theirs, target) else ():
                     outcome = compare(ours[metric], theirs[metric])
                     counts[outcome] += 1
                     if outcome == "worse":

@@ -264,9 +264,27 @@ def test_a_part_of_the_matrix_can_be_shown():
     assert text.count("### L0") == 2
     assert "| topk |" in text
     assert "| gated |" not in text
-    without_a_seed = [run for run in runs if (run["architecture"], run["seed"]) != ("jumprelu_tanh", 1)]
-    assert "| jumprelu_tanh |" in text
-    assert "| jumprelu_tanh |" not in section(PLAN, without_a_seed)
+    assert "| jumprelu_tanh | SAELens | 20.0 |" in text
+    tanh = [run for run in runs if (run["architecture"], run["seed"]) == ("jumprelu_tanh", 1)]
+    without_ours = [run for run in runs if run not in tanh or run["framework"] != OURS]
+    assert "| jumprelu_tanh |" not in section(PLAN, without_ours)
+
+
+def test_a_peer_that_has_not_been_run_on_every_seed_is_shown_but_not_judged():
+    runs = complete(PLAN)
+    first = [run for run in runs if (run["framework"], run["architecture"], run["seed"]) != ("SAELens", "topk", 1)]
+    text = section(PLAN, first)
+    assert "| topk | SAELens (1 of 2 seeds) | 19.8 | **0.250** | 0.500 |" in text
+    assert "than a standard error of the difference in 0, within one in 60" in text
+    assert "SAELens" in section(PLAN, runs).replace(text, "")
+
+
+def test_a_target_that_only_ours_has_been_run_at_is_shown():
+    plan = replace(PLAN, families=("topk",))
+    runs = [run for run in complete(plan) if run["framework"] == OURS or run["target"] == 25.0]
+    below, above = section(plan, runs).split("### L0 = 25")
+    assert "| topk | SAELens |" in above
+    assert "SAELens |" not in below.split("### L0 = 20")[1]
 
 
 def test_every_architecture_has_a_row_that_says_whose_it_is():
