@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := pyproject.toml constraints.txt
+PEERS := saelens dictionary_learning sparsify
 
 .PHONY: atlas test lint bench peers clean
 
@@ -24,7 +25,7 @@ bench: $(VENV)/installed  ## every benchmark, and the tables in docs/ and README
 	$(BIN)/python -m benchmarks.atlas
 	$(BIN)/python -m benchmarks.report
 
-peers: .peers/saelens/installed .peers/dictionary_learning/installed  ## what `benchmarks.ground_truth` compares with
+peers: $(PEERS:%=.peers/%/installed)  ## what `benchmarks.ground_truth` and `benchmarks.training` compare with
 
 clean:  ## everything that was made here
 	rm -rf $(VENV) .peers runs build *.egg-info

@@ -236,9 +236,10 @@ def execute(plan: Plan, run: Run, folder: Path) -> dict[str, Any]:
     command = [str(PYTHONS[run["framework"]]), "-m", module, str(out / "job.json")]
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "WANDB_MODE": "disabled"})
     facts = read_json(out / "facts.json")
-    figures = judge(out / "found.safetensors", facts.pop("squared_error"), folder)
+    figures = judge(out / "found.safetensors", facts["squared_error"], folder)
     shutil.rmtree(out)
-    return {**run, "figures": figures, "facts": {**facts, **results.hardware()}}
+    kept = {name: facts[name] for name in ("seconds", "versions")}
+    return {**run, "figures": figures, "facts": {**kept, **results.hardware()}}
 
 
 def _plan_facts(plan: Plan) -> dict[str, Any]:

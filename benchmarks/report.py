@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import architecture_table, ground_truth, ground_truth_tables
+from benchmarks import architecture_table, ground_truth, ground_truth_tables, training
 from sae.files import write_text
 from sae.run import VERSIONS
 
@@ -18,7 +18,12 @@ RESULTS = ROOT / "docs" / "results"
 
 def main() -> None:
     parts = ["# Benchmarks\n", _ABOUT]
-    sections = (("atlas", _atlas_section), ("harvest", _harvest_section), ("ground_truth", _ground_truth_section))
+    sections = (
+        ("atlas", _atlas_section),
+        ("training", _training_section),
+        ("harvest", _harvest_section),
+        ("ground_truth", _ground_truth_section),
+    )
     for name, section in sections:
         path = RESULTS / f"{name}.json"
         if path.exists():
@@ -59,6 +64,26 @@ def _atlas_section(figures: dict[str, Any]) -> str:
         quality_table(figures),
         "",
     ]
+    return "\n".join(lines)
+
+
+def _training_section(figures: dict[str, Any]) -> str:
+    lines = [
+        "## Training beside SAELens, dictionary_learning and sparsify\n",
+        f"Batches of {figures['batch']:,} rows of {figures['d_in']} numbers, Adam at {figures['lr']:g}; medians over",
+        f"alternating rounds. FVU of {figures['test_rows']:,} other rows after {figures['steps']} steps: it says that",
+        "the same is learnt, not how well.\n",
+    ]
+    for name, rounds in figures["cases"].items():
+        lines += [
+            f"### {name}, {len(rounds)} rounds\n",
+            "| | tokens/s | ours is | peak memory | FVU |",
+            "|---|---|---|---|---|",
+        ]
+        for who, own in training.summary(rounds).items():
+            speed, memory = f"{own['tokens_per_second']:,.0f}", f"{own['peak_megabytes']:,.0f} MB"
+            lines.append(f"| {who} | {speed} | {own['ratio']:.1f}× | {memory} | {own['fvu']:.3f} |")
+        lines.append("")
     return "\n".join(lines)
 
 

@@ -72,14 +72,16 @@ def train(job: Job) -> Found:
         "submodule_name": "synthetic",
     }
     folder = Path(job.out) / "dictionary_learning"
-    trainSAE(
-        data=Batches(job),
-        trainer_configs=[config],
-        steps=job.steps,
-        save_dir=str(folder),
-        normalize_activations=True,
-        device="cpu",
-    )
+    # its own `autocast_dtype` is for CUDA
+    with torch.autocast("cpu", torch.bfloat16, enabled=job.mode == "autocast"):
+        trainSAE(
+            data=Batches(job),
+            trainer_configs=[config],
+            steps=job.steps,
+            save_dir=str(folder),
+            normalize_activations=True,
+            device="cpu",
+        )
     used, _ = load_dictionary(str(folder / "trainer_0"), "cpu")
     decoder, bias = _decoder(used)
     return Found(lambda x: Codes.of(used.encode(x)), used, decoder, bias)

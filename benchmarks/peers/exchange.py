@@ -4,7 +4,9 @@ In: a job (JSON), rows of activations in shards, and the order in which to read 
 latents of the test rows as they are in use, and what each latent writes (`found.safetensors`).
 """
 
+import itertools
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -45,6 +47,8 @@ class Job:
     """File with the test rows."""
     out: str
     """Folder for what is found."""
+    mode: str = ""
+    """`autocast`: dense products in bfloat16, where the framework does not do so by itself."""
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1))
@@ -90,8 +94,18 @@ class Batches:
         self.rows = torch.cat([load_file(path)["acts"] for path in shards])
 
     def __iter__(self) -> Iterator[Tensor]:
+        _marks.clear()
         for step in range(self.job.steps):
+            mark()
             yield self.rows[self.order[step * self.job.batch : (step + 1) * self.job.batch]].float()
+
+
+_marks: list[float] = []
+
+
+def mark() -> None:
+    """To be called when a step asks for its batch."""
+    _marks.append(time.perf_counter())
 
 
 def main(train: Callable[[Job], Found], versions: Callable[[], Mapping[str, str]]) -> None:
@@ -100,10 +114,12 @@ def main(train: Callable[[Job], Found], versions: Callable[[], Mapping[str, str]
     torch.manual_seed(job.seed)
     started = time.perf_counter()
     found = train(job)
-    seconds = time.perf_counter() - started
+    seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    between = [round(after - before, 5) for before, after in itertools.pairwise(_marks)]
     with torch.no_grad():
         squared_error = _hand_over(job, found)
-    facts = {"seconds": round(seconds, 1), "squared_error": squared_error, "versions": dict(versions())}
+    facts = {"seconds": round(seconds, 1), "step_seconds": between, "peak_kilobytes": peak}
+    facts |= {"squared_error": squared_error, "versions": dict(versions())}
     Path(job.out, "facts.json").write_text(json.dumps(facts, indent=1))
 
 

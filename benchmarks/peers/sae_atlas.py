@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers.exchange import Codes, Found, Job, main
+from benchmarks.peers.exchange import Codes, Found, Job, main, mark
 from sae import hub
 from sae.architectures.configs import configs
 from sae.config import parse, to_json
 from sae.latents import Latents
 from sae.stage import open_box
 from sae.store import ActivationStore, Places
+from train import trainer
 from train.config import TrainConfig
 from train.learner import Member
-from train.trainer import fit
+from train.loader import Loader
 
 SITE = "synthetic"
 KNOBS = {
@@ -58,13 +59,22 @@ def train_config(job: Job) -> TrainConfig:
     )
 
 
+class _Marked(Loader):
+    """A loader that tells when each step asks for its batch."""
+
+    def batch(self, step: int) -> torch.Tensor:
+        mark()
+        return super().batch(step)
+
+
 def train(job: Job) -> Found:
     fields = {key: value for key, value in job.settings.items() if key != "recipe"}
     sae = parse(configs.get(job.architecture), fields, "sae")
     out = Path(job.out) / "dictionary"
     out.mkdir(parents=True, exist_ok=True)
     store = ActivationStore(open_box(Path(job.data)))
-    fit([Member(Places((SITE,)), sae, train_config(job), {}, out)], store, job.seed, Path(job.out) / "logs")
+    trainer.Loader = _Marked  # type: ignore[misc]
+    trainer.fit([Member(Places((SITE,)), sae, train_config(job), {}, out)], store, job.seed, Path(job.out) / "logs")
     used = hub.load(out).eval()
     with torch.no_grad():
         directions, bias = _in_units_of_the_data(used)

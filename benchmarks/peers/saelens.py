@@ -64,6 +64,7 @@ def train(job: Job) -> Found:
         lr_end=job.lr,
         lr_decay_steps=job.steps // 5,
         dead_feature_window=job.dead_rows // job.batch,
+        autocast=job.mode == "autocast",
         logger=LoggingConfig(log_to_wandb=False),
     )
     SAETrainer(cfg, sae, iter(Batches(job))).fit()

@@ -1,0 +1,43 @@
+"""The training benchmark without the peers: what a round says of a contestant, and how rounds are summed up."""
+
+import pytest
+
+from benchmarks.report import _training_section
+from benchmarks.training import CASES, TINY, run, summary
+from benchmarks.world import prepare
+
+
+def test_rounds_are_summed_up_by_medians():
+    """A ratio is the median of the rounds' ratios, 2, 4 and 3, not the ratio of the medians, 30 / 10."""
+    speeds = [(20, 10), (40, 10), (30, 10)]
+    rounds = [
+        {"sae-atlas": {"tokens_per_second": ours, "fvu": 0.5}, "SAELens": {"tokens_per_second": theirs, "fvu": 0.4}}
+        for ours, theirs in speeds
+    ]
+    assert summary(rounds) == {
+        "sae-atlas": {"tokens_per_second": 30, "fvu": 0.5, "ratio": 1.0},
+        "SAELens": {"tokens_per_second": 10, "fvu": 0.4, "ratio": 3.0},
+    }
+    theirs = [{"SAELens": each["SAELens"]} for each in rounds]
+    assert summary(theirs) == {"SAELens": {"tokens_per_second": 10, "fvu": 0.4}}
+
+
+def test_the_section_has_a_row_for_each():
+    own = {"tokens_per_second": 1234.0, "peak_megabytes": 512, "fvu": 0.25, "step_seconds": 0.1}
+    figures = {"batch": 64, "d_in": 8, "lr": 1e-3, "test_rows": 100, "steps": 12}
+    text = _training_section({**figures, "cases": {"topk-24k": [{"sae-atlas": own, "sparsify": own}]}})
+    assert "### topk-24k, 1 rounds" in text
+    assert "| sparsify | 1,234 | 1.0× | 512 MB | 0.250 |" in text
+
+
+@pytest.mark.slow
+def test_ours_is_timed_in_its_process(tmp_path):
+    prepare(TINY, 0, tmp_path)
+    case = CASES["topk-6k"]
+    small = type(case)(case.name, 64, 4, case.contestants[:1])
+    figures = run(small, small.contestants[0], TINY, tmp_path)
+    assert 0 < figures["step_seconds"] < 10
+    assert figures["tokens_per_second"] == pytest.approx(256 / figures["step_seconds"], rel=0.01)
+    assert 100 < figures["peak_megabytes"] < 10_000
+    assert 0 < figures["fvu"] < 1.5
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["data-0"]
