@@ -5,7 +5,7 @@ loss, and what it does after a step. The trainer, the files and the analysis kno
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -250,10 +250,10 @@ class SAE(Dictionary):
             x: a sample of rows, in the dictionary's units, as `target`.
         """
         held_out = _n_held_out(x)
+        self.b_dec.copy_(centre(target, self.cfg.init_bias if self.target_scaling is None else "mean"))
         self.first_matrices(x[held_out:], target[held_out:], generator)
         if self.target_scaling is not None:
             self._shift_pre_acts(-(x.double().mean(0) @ self.W_enc.double().T))
-        self.b_dec.copy_(centre(target, self.cfg.init_bias if self.target_scaling is None else "mean"))
 
     def first_matrices(self, x: Tensor, target: Tensor, generator: torch.Generator) -> None:
         """Rows of norm 1, or of `init_norm` where they are free, in directions of the data or in random ones. A
@@ -261,12 +261,16 @@ class SAE(Dictionary):
         matrices, sides = [self.W_dec], [target]
         if self.target_scaling is not None:
             matrices, sides = [self.W_dec, self.W_enc], [target, x]
-        found = first_directions(sides, self.cfg.n_latents, self.cfg.init_decoder, generator)
+        found = first_directions(sides, self.cfg.n_latents, self.cfg.init_decoder, generator, self.row_groups(x))
         norm = 1.0 if self.cfg.decoder == "unit" else self.cfg.init_norm
         for matrix, unit in zip(matrices, found, strict=True):
             matrix.copy_(norm * unit)
         if self.target_scaling is None:
             self.W_enc.copy_(self.W_dec)
+
+    def row_groups(self, x: Float[Tensor, "n d_in"]) -> Sequence[Int[Tensor, " _"]]:  # noqa: ARG002 - for variants
+        """Numbers of the rows that equal parts of the latents may point to at first; nothing: all to any."""
+        return ()
 
     def _fit_encoder(self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> None:
         """Scale the encoder so that the first reconstructions of rows that no latent points to are right in size: in

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -28,17 +28,28 @@ def random_rows(shape: torch.Size | tuple[int, int], generator: torch.Generator)
 
 
 def first_directions(
-    sides: Sequence[Float[Tensor, "n _"]], count: int, kind: InitDecoder, generator: torch.Generator
+    sides: Sequence[Float[Tensor, "n _"]],
+    count: int,
+    kind: InitDecoder,
+    generator: torch.Generator,
+    groups: Sequence[Int[Tensor, " _"]] = (),
 ) -> list[Float[Tensor, "count _"]]:
     """Where latents point at first, of norm 1, on each side that they have.
 
     `data`: to a row, the same on all sides, as seen from the rows' geometric median; a row is taken
     again only after all others. Some noise keeps rows that are alike, or were taken twice, from becoming
     the same latent twice.
+
+    Args:
+        groups: numbers of the rows that the first, the second, … of so many equal parts of the latents are
+            to take; any row where it has none.
     """
     if kind == "random":
         return [random_rows((count, side.shape[1]), generator) for side in sides]
-    taken = torch.randperm(len(sides[0]), generator=generator)[torch.arange(count) % len(sides[0])]
+    every = torch.arange(len(sides[0]))
+    parts = [group if len(group) else every for group in groups or [every]]
+    numbers = torch.arange(count // len(parts))
+    taken = torch.cat([part[torch.randperm(len(part), generator=generator)][numbers % len(part)] for part in parts])
     return [_with_noise(side[taken] - geometric_median(side[:CENTRE_ROWS]), generator) for side in sides]
 
 

@@ -256,7 +256,8 @@ class JumpReLUConfig(PenaltyConfig):
     """Let the straight-through gradient of the threshold reach the pre-activations too."""
     init_l0: Natural = 0
     """Latents of a row that fire before training, at most half of all, by their biases; the matrices are then uniform,
-    the encoder a copy of the decoder times `d / n_latents` (Conerly et al. 2025). 0: as in every dictionary."""
+    the encoder a copy of the decoder times `d / n_latents` (10,000 in Conerly et al. 2025). 0: as in every
+    dictionary."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -291,16 +292,14 @@ class JumpReLUTanhConfig(JumpReLUConfig):
     """Where every latent's threshold starts."""
     bandwidth: PositiveFloat = 2.0
     """Width of the window around a threshold through which it learns."""
-    init_decoder: InitDecoder = "random"
-    """Where the decoder's rows point before training: `random`, or, with init_l0 = 0, to rows of the `data`."""
+    init_norm: PositiveFloat = 0.1
+    """Norm of the decoder's rows before training, to be left out where decoder = unit; the encoder starts as their
+    copy."""
     penalty: Literal["l0", "tanh", "quadratic"] = "tanh"
     """`l0`: number of active latents. `tanh`: sum of tanh(c f ||W_dec||). `quadratic`: (2 / target) (L0 - target)^2
     of each row (Gemma Scope 2)."""
     preact_coef: NonNegativeFloat = 3e-6
     """Weight of `sum ReLU(threshold - pre) ||W_dec||`, which keeps latents from dying."""
-    init_l0: Natural = 10_000
-    """Latents of a row that fire before training, at most half of all, by their biases; the matrices are then uniform,
-    the encoder a copy of the decoder times `d / n_latents`. 0: as in every dictionary."""
 
 
 @configs.register("gated")
@@ -313,17 +312,16 @@ class GatedConfig(PenaltyConfig):
 
 @configs.register("switch")
 @config
-class SwitchConfig(SAEConfig):
+class SwitchConfig(KSparseConfig):
     """Switch SAE: each row is encoded by one expert (Mudide et al. 2024, arXiv:2410.08201)."""
 
-    decoder: UnitOrFree = "unit"
-    """`unit`: rows of the decoder have norm 1 after every step, and no gradient along themselves. `free`: any norm."""
-    k: Positive = 32
-    """Latents kept in each row."""
+    auxk_coef: NonNegativeFloat = 0.0
+    """Weight of the AuxK loss beside the normalised error; 0 turns it off, as in the paper."""
     n_experts: Positive = 16
     """Experts that share the latents evenly; a row costs 1 / n_experts of the encoder."""
-    balance_coef: NonNegativeFloat = 0.01
-    """Weight of the load-balancing loss."""
+    balance_coef: NonNegativeFloat = 0.1
+    """Weight of the load-balancing loss beside the normalised error; with the paper's 0.01 all rows go to a third of
+    the experts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

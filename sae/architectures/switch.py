@@ -4,10 +4,10 @@ Mudide et al. 2024, "Efficient dictionary learning with switch sparse autoencode
 arXiv:2410.08201.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae import kernels
@@ -28,6 +28,7 @@ class SwitchSAE(SAE):
     """
 
     is_normalised = True
+    folds = ("folded",)
     can_reseed = False  # the row may belong to another expert
     cfg: SwitchConfig
 
@@ -36,13 +37,16 @@ class SwitchSAE(SAE):
         self.W_router = nn.Parameter(torch.zeros(cfg.n_experts, shape.d_in))
         self.b_router = nn.Parameter(torch.zeros(shape.d_in))
 
-    def first_weights(
-        self, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"], generator: torch.Generator
-    ) -> None:
+    def first_matrices(self, x: Tensor, target: Tensor, generator: torch.Generator) -> None:
         """As for every dictionary; the router's logits have a variance of 1, whatever the data's units."""
-        super().first_weights(x, target, generator)
         self.W_router.copy_(torch.randn(self.W_router.shape, generator=generator) / self.input_size)
         self.b_router.copy_(self.b_dec if self.b_pre is not None else x.mean(0))
+        super().first_matrices(x, target, generator)
+
+    def row_groups(self, x: Float[Tensor, "n d_in"]) -> Sequence[Int[Tensor, " _"]]:
+        """Those that are sent to each expert."""
+        expert = self._route(x).argmax(dim=1)
+        return [(expert == e).nonzero().flatten() for e in range(self.cfg.n_experts)]
 
     def units(self) -> Mapping[str, float]:
         # random rows of W_router have norm sqrt(d) / input_size, where those of the other matrices have 1
@@ -50,7 +54,8 @@ class SwitchSAE(SAE):
         return {**super().units(), **router}
 
     def selection(self) -> Selection:
-        return TopK(self.cfg.k)
+        """Of all latents; an expert's is that of its own."""
+        return TopK(self.cfg.k, self.sizes)
 
     def _route(self, scaled: Tensor) -> Tensor:
         with torch.autocast(scaled.device.type, enabled=False):  # bfloat16 would send rows elsewhere
@@ -59,12 +64,13 @@ class SwitchSAE(SAE):
     def _encode(self, scaled: Tensor) -> Latents:
         routes = self._route(scaled)
         expert = routes.argmax(dim=1)
-        size = self.cfg.n_latents // self.cfg.n_experts
+        size, sizes = self.cfg.n_latents // self.cfg.n_experts, self.sizes
         parts, where = [], []
         for e in range(self.cfg.n_experts):
             rows = (expert == e).nonzero().flatten()
             own = slice(e * size, (e + 1) * size)
-            part = kernels.encode(scaled[rows], self.W_enc[own], self.b_enc[own], self.b_pre, self.selection())
+            select = TopK(self.cfg.k, None if sizes is None else sizes[own])
+            part = kernels.encode(scaled[rows], self.W_enc[own], self.b_enc[own], self.b_pre, select)
             parts.append((part.values, part.indices + e * size, part.pre_acts))
             where.append(rows)
         # every row has k latents: back to the order of rows by sorting rows alone
@@ -80,7 +86,7 @@ class SwitchSAE(SAE):
     def folded(self) -> SAE:
         """As for every linear dictionary, the router's input included."""
         plain = super().folded()
-        if plain is not self:
+        if self.cfg.normalise == "whiten":
             W_router, b_router = plain.get_parameter("W_router"), plain.get_parameter("b_router")
             W_router.copy_(self.W_router.double() @ self.scaling.matrix.double())
             b_router.copy_(self.b_router.double() @ self.scaling.inverse.double() + self.scaling.mean.double())

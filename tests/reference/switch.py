@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tests.reference.linear import Weights, active, auxk, pre_acts, recon, row_error, top
+from tests.reference.linear import Weights, active, auxk, pre_acts, recon, row_error, strengths, top
 
 
 def route(x: Tensor, W_router: Tensor, b_router: Tensor) -> Tensor:
@@ -17,7 +17,7 @@ def latents(x: Tensor, w: Weights, W_router: Tensor, b_router: Tensor, k: int) -
     size = pre.shape[1] // p.shape[1]
     owner = torch.arange(pre.shape[1]) // size
     is_own = owner[None, :] == p.argmax(1)[:, None]
-    kept = top(torch.where(is_own, pre, torch.full_like(pre, -torch.inf)), k)
+    kept = top(torch.where(is_own, strengths(pre, w), torch.full_like(pre, -torch.inf)), k)
     return active(pre, kept) * p.max(1, keepdim=True).values
 
 

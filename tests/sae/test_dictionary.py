@@ -21,6 +21,7 @@ from sae.architectures.configs import (
     PAnnealConfig,
     ReLUConfig,
     SAEConfig,
+    SwitchConfig,
     TopKConfig,
     configs,
 )
@@ -31,6 +32,7 @@ from sae.architectures.jumprelu import JumpReLUSAE
 from sae.architectures.matryoshka import MatryoshkaSAE
 from sae.architectures.p_anneal import PAnnealSAE
 from sae.architectures.relu import ReLUSAE
+from sae.architectures.switch import SwitchSAE
 from sae.architectures.topk import TopKSAE
 from sae.config import parse
 from sae.dictionary import SAE, Dictionary, InputStats, Shape, Step
@@ -344,8 +346,9 @@ FREELY = {"n_latents": 12, "decoder": "free", "pre_bias": False}
         (TopKSAE, TopKConfig(n_latents=12, decoder="folded", k=3)),
         (BatchTopKSAE, BatchTopKConfig(n_latents=12, decoder="folded", k=3)),
         (MatryoshkaSAE, MatryoshkaConfig(n_latents=12, decoder="folded", k=3, groups=(0.5, 0.5))),
+        (SwitchSAE, SwitchConfig(n_latents=12, decoder="folded", k=3, n_experts=2)),
     ],
-    ids=["relu", "jumprelu", "gated", "topk", "batchtopk", "matryoshka"],
+    ids=["relu", "jumprelu", "gated", "topk", "batchtopk", "matryoshka", "switch"],
 )
 @pytest.mark.parametrize("training", [True, False])
 def test_unit_rows_give_the_same_output(cls, cfg, training):
@@ -390,7 +393,9 @@ def test_latents_compete_by_what_they_write():
     assert unit.encode(X[:1]).indices.tolist() == [2]
 
 
-@pytest.mark.parametrize("name", ["relu", "relu_april", "jumprelu", "jumprelu_tanh", "gated", "switch", "crosscoder"])
+@pytest.mark.parametrize(
+    "name", ["relu", "relu_april", "jumprelu", "jumprelu_tanh", "gated", "crosscoder", "crosscoder_batchtopk"]
+)
 def test_where_latents_do_not_compete_by_norm_nothing_is_folded(name):
     with pytest.raises(ConfigError, match=r"^sae\.decoder = 'folded': must be 'unit' or 'free'$"):
         parse(configs.get(name), {"decoder": "folded"}, "sae")

@@ -243,7 +243,8 @@ def test_recipes():
     assert (tanh.penalty, tanh.tanh_scale, tanh.bandwidth, tanh.threshold) == ("tanh", 4.0, 2.0, 0.1)
     assert (tanh.preact_coef, tanh.sparsity_warmup, tanh.normalise) == (3e-6, 1.0, "mean_norm")
     assert (tanh.pre_bias, tanh.decoder, tanh.recipe.lr) == (False, "free", 2e-4)
-    assert (tanh.init_l0, tanh.fits_encoder, scope.init_l0, scope.fits_encoder) == (10_000, False, 0, True)
+    assert (tanh.init_l0, tanh.init_norm, tanh.fits_encoder) == (0, 0.1, False)
+    assert (scope.init_l0, scope.init_norm, scope.fits_encoder) == (0, 1.0, True)
     assert scope.recipe.decay == 0, "Gemma Scope's rate does not fall"
 
 
@@ -268,7 +269,7 @@ def initialised_by_rate(**choices) -> tuple[JumpReLUSAE, torch.Tensor]:
 @pytest.mark.parametrize(("init_l0", "share"), [(5, 0.1), (10_000, 0.5)])
 def test_the_first_weights_of_january(init_l0, share):
     """`W_dec ~ U(+-1/sqrt(d))`, `W_enc = (d / n) W_dec`, and biases by which latents fire on a share of the rows."""
-    dictionary, rows = initialised_by_rate(init_l0=init_l0)
+    dictionary, rows = initialised_by_rate(init_l0=init_l0, init_decoder="random")
     W_dec = dictionary.W_dec
     assert 0.97 * 8**-0.5 < W_dec.abs().max() < 8**-0.5, "the largest of 400"
     torch.testing.assert_close(W_dec.var().item(), 1 / 24, rtol=0.1, atol=0)  # of U(-a, a) it is a^2 / 3
@@ -297,9 +298,9 @@ def test_first_weights_that_contradict_each_other_are_refused(choices, why):
 
 
 def test_without_a_first_l0_the_encoder_is_the_copy():
-    dictionary, _ = initialised_by_rate(init_l0=0)
+    dictionary, _ = initialised_by_rate()
     assert torch.equal(dictionary.W_enc, dictionary.W_dec)
-    torch.testing.assert_close(dictionary.W_dec.norm(dim=1), torch.ones(50))
+    torch.testing.assert_close(dictionary.W_dec.norm(dim=1), torch.full((50,), 0.1))
     assert not dictionary.b_enc.any()
 
 
