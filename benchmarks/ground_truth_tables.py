@@ -54,14 +54,13 @@ def is_complete(plan: Plan, runs: Sequence[Run], family: str, framework: str, ta
 
 
 def found(plan: Plan, runs: Sequence[Run], family: str, framework: str, target: float) -> list[Run]:
-    """The runs that fill the cells of a framework's architecture, one a seed."""
+    """The runs that fill the cells of a framework's architecture, one a seed; none if it has only been run for
+    another L0, and did not happen to meet this one."""
     own = [Cell(target, seed, family, framework) for seed in range(plan.seeds)]
-    return [run for cell in own if (run := find(plan, cell, runs)) is not None]
-
-
-def was_tried(plan: Plan, runs: Sequence[Run], family: str, framework: str, target: float) -> bool:
-    """Whether a framework's architecture has been run for an L0, not for another alone."""
-    return any(run["target"] == target for run in kept(plan, Cell(target, 0, family, framework), runs))
+    filled = [run for cell in own if (run := find(plan, cell, runs)) is not None]
+    was_tried = any(run["target"] == target for run in kept(plan, own[0], runs))
+    is_near = bool(filled) and abs(filled[0]["figures"]["l0"] - target) <= plan.tolerance
+    return filled if was_tried or is_near else []
 
 
 def means(plan: Plan, runs: Sequence[Run], family: str, framework: str, target: float) -> dict[str, Mean]:
@@ -100,8 +99,8 @@ def _table(plan: Plan, runs: Sequence[Run], target: float) -> str:
         met = [figures for figures in rows.values() if figures and is_met(plan, figures, target)]
         best = {m: max((figures[m].value for figures in met), default=math.nan) for m in METRICS}
         for name, figures in rows.items():
-            is_near = bool(figures) and is_met(plan, figures, target)
-            if is_near or was_tried(plan, runs, family, name, target):
+            if figures:
+                is_near = is_met(plan, figures, target)
                 values = [f"**{figures[m]}**" if figures[m].value == best[m] else str(figures[m]) for m in METRICS]
                 l0, dead = f"{figures['l0'].value:.1f}", f"{figures['dead_fraction'].value:.1%}"
                 n = len(found(plan, runs, family, name, target))

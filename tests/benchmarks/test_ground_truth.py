@@ -285,6 +285,8 @@ def test_a_target_that_only_ours_has_been_run_at_is_shown():
     below, above = section(plan, runs).split("### L0 = 25")
     assert "| topk | SAELens |" in above
     assert "SAELens |" not in below.split("### L0 = 20")[1]
+    others = [run for run in runs if run["target"] == 25.0]
+    assert "### L0 = 20" not in section(plan, others)
 
 
 def test_every_architecture_has_a_row_that_says_whose_it_is():
