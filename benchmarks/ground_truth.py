@@ -68,7 +68,7 @@ FIRST_COEFFICIENTS: Mapping[tuple[str, str], float] = {
     (OURS, "relu"): 3.7,
     (OURS, "relu_april"): 3.6,
     (OURS, "jumprelu"): 1.3e-3,
-    (OURS, "jumprelu_tanh"): 9.0,
+    (OURS, "jumprelu_tanh"): 3.0,
     (OURS, "gated"): 4.3,
     (OURS, "p_anneal"): 1.8,
     ("SAELens", "standard"): 4.0,

@@ -300,6 +300,8 @@ class JumpReLUTanhConfig(JumpReLUConfig):
     of each row (Gemma Scope 2)."""
     preact_coef: NonNegativeFloat = 3e-6
     """Weight of `sum ReLU(threshold - pre) ||W_dec||`, which keeps latents from dying."""
+    ste_to_input: bool = True
+    """Let the straight-through gradient of the threshold reach the pre-activations, "all parameters", too."""
 
 
 @configs.register("gated")

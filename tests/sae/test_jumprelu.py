@@ -244,6 +244,7 @@ def test_recipes():
     assert (tanh.preact_coef, tanh.sparsity_warmup, tanh.normalise) == (3e-6, 1.0, "mean_norm")
     assert (tanh.pre_bias, tanh.decoder, tanh.recipe.lr) == (False, "free", 2e-4)
     assert (tanh.init_l0, tanh.init_norm, tanh.fits_encoder) == (0, 0.1, False)
+    assert (tanh.ste_to_input, scope.ste_to_input) == (True, False)
     assert (scope.init_l0, scope.init_norm, scope.fits_encoder) == (0, 1.0, True)
     assert scope.recipe.decay == 0, "Gemma Scope's rate does not fall"
 
