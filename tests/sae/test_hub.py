@@ -29,7 +29,7 @@ SMALL = {
     "jumprelu": (ONE, {}),
     "jumprelu_tanh": (Shape((4,), (3,)), {}),
     "gated": (ONE, {}),
-    "switch": (ONE, {"k": 2, "n_experts": 2}),
+    "switch": (ONE, {"k": 2, "decoder": "unit", "n_experts": 2}),
     "matching_pursuit": (ONE, {"k": 2, "normalise": "row_norm"}),
     "crosscoder": (TWO, {}),
     "crosscoder_batchtopk": (TWO, {"k": 2}),
