@@ -18,7 +18,6 @@ import argparse
 import fcntl
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -29,27 +28,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results
+from benchmarks import frameworks, results
+from benchmarks.frameworks import ADAPTERS, OURS, ROOT, launch
 from benchmarks.knobs import Knob, Try, nearest
-from benchmarks.peers import dictionary_learning, sae_atlas, saelens
 from benchmarks.peers.exchange import Job
 from benchmarks.world import FULL, SMOKE, Scale, judge, prepare
-from sae.architectures.configs import MatryoshkaConfig
 from sae.files import digest_json, read_json
 from sae.run import VERSIONS
 
+_settings = cache(frameworks.settings)  # asked of every run, of every cell
 Run = Mapping[str, Any]
 """What it was told (`told`), the `target` it was tried for, `figures`, and `facts` of its process."""
-ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "runs" / "ground_truth"
 MAX_TRIES = 6  # of a knob for one L0
-OURS = "sae-atlas"
-ADAPTERS = {OURS: sae_atlas, "SAELens": saelens, "dictionary_learning": dictionary_learning}
-PYTHONS = {
-    OURS: Path(sys.executable),
-    "SAELens": ROOT / ".peers" / "saelens" / "bin" / "python",
-    "dictionary_learning": ROOT / ".peers" / "dictionary_learning" / "bin" / "python",
-}
+FRAMEWORKS = (OURS, "SAELens", "dictionary_learning")
 FAMILIES: Mapping[str, Mapping[str, str]] = {
     "relu": {OURS: "relu", "dictionary_learning": "standard"},
     "relu_april": {OURS: "relu_april", "SAELens": "standard", "dictionary_learning": "standard_april"},
@@ -94,7 +86,7 @@ class Plan:
     """Distance from a target at which an L0 is taken to meet it."""
     seeds: int
     lr: float
-    frameworks: tuple[str, ...] = tuple(ADAPTERS)
+    frameworks: tuple[str, ...] = FRAMEWORKS
     families: tuple[str, ...] = tuple(FAMILIES)
 
     def settings(self, framework: str, architecture: str, knob: float) -> dict[str, Any]:
@@ -107,16 +99,6 @@ class Plan:
         if name in ("k", "max_iterations", "target_l0"):
             return Knob(target, is_rising=True, is_whole=name != "target_l0")
         return Knob(FIRST_COEFFICIENTS[framework, architecture], is_rising=False)
-
-
-@cache
-def _settings(framework: str, architecture: str, knob: float, n_latents: int, steps: int) -> dict[str, Any]:
-    prefixes = MatryoshkaConfig(n_latents=n_latents).prefixes
-    if framework == OURS:
-        return sae_atlas.settings(architecture, knob, n_latents)
-    if framework == "SAELens":
-        return saelens.settings(architecture, knob, prefixes, steps)
-    return dictionary_learning.settings(architecture, knob, prefixes, steps)
 
 
 @dataclass(frozen=True)
@@ -231,11 +213,7 @@ def execute(plan: Plan, run: Run, folder: Path) -> dict[str, Any]:
         test=str(folder / "test.safetensors"),
         out=str(out),
     )
-    job.write(out / "job.json")
-    module = ADAPTERS[run["framework"]].__name__
-    command = [str(PYTHONS[run["framework"]]), "-m", module, str(out / "job.json")]
-    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "WANDB_MODE": "disabled"})
-    facts = read_json(out / "facts.json")
+    facts = launch(run["framework"], job)
     figures = judge(out / "found.safetensors", facts["squared_error"], folder)
     shutil.rmtree(out)
     kept = {name: facts[name] for name in ("seconds", "versions")}
@@ -302,7 +280,7 @@ def _arguments() -> tuple[Plan, float, Path, Path]:
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--targets", type=float, nargs="+", default=[20.0, 25.0], help="values of L0")
-    parser.add_argument("--frameworks", nargs="+", choices=list(ADAPTERS), default=list(ADAPTERS))
+    parser.add_argument("--frameworks", nargs="+", choices=FRAMEWORKS, default=FRAMEWORKS)
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--smoke", action="store_true", help="all of it in minutes, on 64 features; nothing to report")
     given = parser.parse_args()

@@ -44,7 +44,7 @@ def section(plan: Plan, runs: Sequence[Run], sittings: Sequence[str] = ()) -> st
     plan = replace(plan, targets=targets, families=families)
     if not families:
         return ""
-    tables = [_table(plan, runs, target) for target in plan.targets]
+    tables = [_table(replace(plan, families=tuple(shown[target])), runs, target) for target in plan.targets]
     return "\n".join([_about(plan), *tables, _verdict(plan, runs), _searches(plan, runs), _sittings(sittings)])
 
 
@@ -94,7 +94,7 @@ orientation only. F1, MCC and uniqueness as in `sae/truth.py`; EV is the explain
 def _table(plan: Plan, runs: Sequence[Run], target: float) -> str:
     header = ["architecture", "framework", "L0", *METRICS.values(), "dead"]
     lines = [f"### L0 = {target:g}\n", _row(header), "|---" * len(header) + "|"]
-    for family in (family for family in plan.families if is_complete(plan, runs, family, OURS, target)):
+    for family in plan.families:
         rows = {name: means(plan, runs, family, name, target) for name in plan.frameworks if name in FAMILIES[family]}
         met = [figures for figures in rows.values() if figures and is_met(plan, figures, target)]
         best = {m: max((figures[m].value for figures in met), default=math.nan) for m in METRICS}

@@ -11,10 +11,8 @@ largest resident set of the process. Rounds are kept in `docs/results/training.j
 
 import argparse
 import logging
-import os
 import shutil
 import statistics
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,16 +21,13 @@ from typing import Any
 from safetensors.torch import load_file
 
 from benchmarks import results
-from benchmarks.ground_truth import FOLDER, OURS, PYTHONS, ROOT
-from benchmarks.peers import dictionary_learning, sae_atlas, saelens, sparsify
+from benchmarks.frameworks import ADAPTERS, OURS, ROOT, launch, settings
 from benchmarks.peers.exchange import Job
 from benchmarks.world import FULL, SMOKE, Scale, prepare
-from sae.architectures.configs import MatryoshkaConfig
 from sae.files import read_json
 
 LR = 1e-3
 STEPS, WARM_STEPS = 12, 4  # of a round, and how many of them are not timed
-ADAPTERS = {OURS: sae_atlas, "SAELens": saelens, "dictionary_learning": dictionary_learning, "sparsify": sparsify}
 SPEED = replace(FULL, batch=4096, tokens=4096 * STEPS, test_rows=8192)
 TINY = replace(SMOKE, batch=256, tokens=256 * STEPS, test_rows=1024)
 
@@ -100,7 +95,7 @@ def main() -> None:
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     scale = TINY if given.smoke else SPEED
-    folder = FOLDER.parent / "training" / scale.digest
+    folder = ROOT / "runs" / "training" / scale.digest
     path = folder / "smoke.json" if given.smoke else results.RESULTS / "training.json"
     prepare(scale, 0, folder)
     known = read_json(path)["figures"]["cases"] if path.exists() else {}
@@ -138,7 +133,7 @@ def run(case: Case, one: Contestant, scale: Scale, folder: Path) -> dict[str, fl
     out.mkdir(parents=True)
     job = Job(
         architecture=one.architecture,
-        settings=settings(one, case, scale.steps),
+        settings=settings(one.framework, one.architecture, case.knob, case.n_latents, scale.steps),
         seed=0,
         d_in=scale.world.d_in,
         n_latents=case.n_latents,
@@ -152,31 +147,19 @@ def run(case: Case, one: Contestant, scale: Scale, folder: Path) -> dict[str, fl
         out=str(out),
         mode=one.mode,
     )
-    job.write(out / "job.json")
-    python = PYTHONS.get(one.framework, ROOT / ".peers" / one.framework / "bin" / "python")
-    command = [str(python), "-m", ADAPTERS[one.framework].__name__, str(out / "job.json")]
-    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "WANDB_MODE": "disabled"})
-    found = read_json(out / "facts.json")
+    found = launch(one.framework, job)
     shutil.rmtree(out)
     step = statistics.median(found["step_seconds"][-(scale.steps - WARM_STEPS) :])
     acts = load_file(folder / "test.safetensors")["acts"].double()
     variance = (acts - acts.mean(0)).square().sum().item()
     figures = {
-        "step_seconds": round(step, 4),
+        "step_seconds": round(step, 6),
         "tokens_per_second": round(scale.batch / step),
         "peak_megabytes": round(found["peak_kilobytes"] / 1024),
         "fvu": round(found["squared_error"] / variance, 5),
     }
     logging.info("%s, %s: %s", case.name, one.name, figures)
     return figures
-
-
-def settings(one: Contestant, case: Case, steps: int) -> dict[str, Any]:
-    """What a framework is told of the case."""
-    if one.framework == OURS:
-        return sae_atlas.settings(one.architecture, case.knob, case.n_latents)
-    prefixes = MatryoshkaConfig(n_latents=case.n_latents).prefixes
-    return ADAPTERS[one.framework].settings(one.architecture, case.knob, prefixes, steps)
 
 
 def summary(rounds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:

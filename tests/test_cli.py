@@ -71,7 +71,7 @@ def test_info_lists_what_scripts_rely_on() -> None:
 def test_config_prints_values_under_their_help() -> None:
     lines = sae("config", "configs/smoke.yaml", "sae.k=4").stdout.splitlines()
     at = lines.index("  k: 4")
-    assert lines[at - 1].startswith("  # Latents kept in each row, or")
+    assert lines[at - 1].startswith("  # Latents kept in each row.")
 
 
 def test_python_m_sae_ignores_a_users_own_train_py(tmp_path: Path) -> None:

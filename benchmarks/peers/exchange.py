@@ -115,7 +115,7 @@ def main(train: Callable[[Job], Found], versions: Callable[[], Mapping[str, str]
     started = time.perf_counter()
     found = train(job)
     seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    between = [round(after - before, 5) for before, after in itertools.pairwise(_marks)]
+    between = [round(after - before, 6) for before, after in itertools.pairwise(_marks)]
     with torch.no_grad():
         squared_error = _hand_over(job, found)
     facts = {"seconds": round(seconds, 1), "step_seconds": between, "peak_kilobytes": peak}

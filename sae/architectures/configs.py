@@ -95,7 +95,7 @@ class KSparseConfig(SAEConfig):
     """A dictionary whose rows keep k latents; dead ones learn by AuxK."""
 
     k: Positive = 32
-    """Latents kept in each row, or, where a batch chooses, in a row on average."""
+    """Latents kept in each row."""
     decoder: DecoderNorm = "folded"
     """`unit`: rows of the decoder have norm 1 after every step, as in the paper. `folded`: any norm while they learn;
     latents compete by what they write, activation times norm, and after training the encoder takes up the norms:
@@ -130,6 +130,8 @@ class BatchTopKConfig(KSparseConfig):
 
     recipe: ClassVar[Recipe] = Recipe(lr=3e-4, betas=(0.9, 0.99))
 
+    k: Positive = 32
+    """Latents kept in a row on average."""
     threshold_steps: Positive = 100
     """Steps over which the threshold for inference is averaged."""
 

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks import architecture_table
+from benchmarks.frameworks import ADAPTERS
 from benchmarks.ground_truth import (
-    ADAPTERS,
     FAMILIES,
+    FRAMEWORKS,
     MAX_TRIES,
     OURS,
     Cell,
@@ -72,7 +73,7 @@ def test_frameworks_alternate():
     order = [cell.framework for cell in cells(PLAN)]
     longest = max(len(list(group)) for _, group in itertools.groupby(order))
     assert longest == 2  # switch is ours alone, and then comes relu
-    assert set(order[:3]) == set(ADAPTERS) - {"SAELens"}  # as many sittings end in the middle, none is ahead
+    assert set(order[:3]) == set(FRAMEWORKS) - {"SAELens"}  # as many sittings end in the middle, none is ahead
 
 
 def test_what_has_been_run_is_not_run_again_and_what_has_changed_is():

@@ -96,10 +96,7 @@ def test_description_holds_every_field_and_reads_back_as_the_same_run(write, tmp
     again = tmp_path / "again.yaml"
     again.write_text(describe(cfg))
     assert load_config(again) == cfg
-    assert (
-        "# Latents kept in each row, or, where a batch chooses, in a row on average. (Positive)\n  k: 4\n"
-        in describe(cfg)
-    )
+    assert "# Latents kept in each row. (Positive)\n  k: 4\n" in describe(cfg)
 
 
 # --- what a configuration is ---
@@ -128,12 +125,7 @@ def test_every_field_has_help(cls):
 
 def test_field_help_gives_name_type_default_and_text():
     by_name = {row[0]: row for row in field_help(TopKConfig)}
-    assert by_name["k"] == (
-        "k",
-        "Positive",
-        32,
-        "Latents kept in each row, or, where a batch chooses, in a row on average.",
-    )
+    assert by_name["k"] == ("k", "Positive", 32, "Latents kept in each row.")
     _, kind, default, text = by_name["auxk"]
     assert (kind, default) == ("Natural | None", None)
     assert text == "Dead latents that reconstruct the residual; none means d / 2, 0 turns AuxK off."

@@ -1,0 +1,38 @@
+"""The frameworks: what each is told, and its process (`benchmarks/peers/`)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import dictionary_learning, sae_atlas, saelens, sparsify
+from benchmarks.peers.exchange import Job
+from sae.architectures.configs import MatryoshkaConfig
+from sae.files import read_json
+
+ROOT = Path(__file__).parent.parent
+OURS = "sae-atlas"
+ADAPTERS = {OURS: sae_atlas, "SAELens": saelens, "dictionary_learning": dictionary_learning, "sparsify": sparsify}
+
+
+def settings(framework: str, architecture: str, knob: float, n_latents: int, steps: int) -> dict[str, Any]:
+    """What a framework is told of an architecture, beside the job."""
+    if framework == OURS:
+        return sae_atlas.settings(architecture, knob, n_latents)
+    prefixes = MatryoshkaConfig(n_latents=n_latents).prefixes
+    return ADAPTERS[framework].settings(architecture, knob, prefixes, steps)
+
+
+def launch(framework: str, job: Job) -> dict[str, Any]:
+    """Train in the framework's own process and environment; returns the facts of that process.
+
+    Raises:
+        CalledProcessError: the framework failed; what it said has been shown.
+    """
+    path = Path(job.out) / "job.json"
+    job.write(path)
+    python = sys.executable if framework == OURS else ROOT / ".peers" / framework.lower() / "bin" / "python"
+    command = [str(python), "-m", ADAPTERS[framework].__name__, str(path)]
+    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "WANDB_MODE": "disabled"})
+    return read_json(Path(job.out) / "facts.json")
