@@ -430,8 +430,16 @@ class CrossLayerTranscoderConfig(DictionaryConfig):
     """Width of the window around a threshold through which it learns."""
     preact_coef: NonNegativeFloat = 3e-6
     """Weight of `sum ReLU(threshold - pre) ||W_dec||`, which keeps latents from dying."""
-    init_l0: Natural = 10_000
-    """Latents of a row that fire before training, at most half of all, by their biases; 0 leaves these at 0."""
+    ste_to_input: bool = True
+    """Let the straight-through gradient of the threshold reach the pre-activations, "all parameters", too."""
+    init_decoder: InitDecoder = "data"
+    """Where rows point before training: `data`, each layer's latents to rows of the data, reading a row there and
+    writing what it becomes from there on, with some noise, or `random`."""
+    init_norm: PositiveFloat = 0.3
+    """Norm of a latent's two rows before training; the decoder's is that of all it writes to together."""
+    init_l0: Natural = 0
+    """The paper's start (10,000 there): latents of a row that fire before training, at most half of all, by their
+    biases; rows are then uniform, whatever `init_decoder` and `init_norm`. 0: the mean input makes no latent."""
 
     def __post_init__(self) -> None:
         check_by_site(self.normalise)

@@ -20,7 +20,7 @@ from sae.latents import Latents
 from sae.losses import row_sum, squared_error
 from sae.scaling import Scaling
 from sae.select import JumpReLU
-from sae.weights import rms_norm
+from sae.weights import first_directions, rms_norm
 
 
 @architectures.register("cross_layer_transcoder")
@@ -60,24 +60,27 @@ class CrossLayerTranscoder(Dictionary):
 
     @torch.no_grad()
     def initialise(self, stats: InputStats, generator: torch.Generator) -> None:
-        """`W_enc ~ U(+-1/sqrt(n))`, `W_dec ~ U(+-1/sqrt(L d))`, output biases at the means; latents fire on a
-        share of the rows, as in `jumprelu_tanh`."""
+        """Output biases at the means; a layer's latents read rows there, and write what these become from there on."""
         self.scaling.fit(stats.inputs, stats.x)
         self.target_scaling.fit(stats.outputs, stats.target)
-        for W in self.W_enc:
-            uniform(W, self.size**-0.5, generator)
-        for W in self.W_dec:
-            uniform(W, self.shape.d_out**-0.5, generator)
         inputs, target = self.scaling.enter(stats.x), self.target_scaling.enter(stats.target)
         n_layers = len(self.shape.inputs)
         self.input_size, self.target_size = rms_norm(inputs, n_layers), rms_norm(target, n_layers)
         self.b_dec.copy_(target.double().mean(0))
         self.threshold.fill_(self.cfg.threshold)
-        if self.cfg.init_l0:
-            rate = self.cfg.init_l0 / self.cfg.n_latents
-            for layer, x in enumerate(inputs.split(list(self.shape.inputs), dim=1)):
-                own = self._own(layer)
-                self.b_enc[own] = firing_biases(x, self.W_enc[layer], self.threshold[own], rate)
+        for layer, x in enumerate(inputs.split(list(self.shape.inputs), dim=1)):
+            W_enc, W_dec, own = self.W_enc[layer], self.W_dec[layer], self._own(layer)
+            if self.cfg.init_l0:
+                uniform(W_enc, self.size**-0.5, generator)
+                uniform(W_dec, self.shape.d_out**-0.5, generator)
+                rate = self.cfg.init_l0 / self.cfg.n_latents
+                self.b_enc[own] = firing_biases(x, W_enc, self.threshold[own], rate)
+                continue
+            sides = [x, target[:, -W_dec.shape[1] :]]
+            read, written = first_directions(sides, self.size, self.cfg.init_decoder, generator)
+            W_enc.copy_(self.cfg.init_norm * read)
+            W_dec.copy_(self.cfg.init_norm * written)
+            self.b_enc[own] = -(x.double().mean(0) @ W_enc.double().T).to(x.dtype)
 
     def units(self) -> Mapping[str, float]:
         return {"b_enc": self.input_size, "b_dec": self.target_size}
@@ -124,7 +127,7 @@ class CrossLayerTranscoder(Dictionary):
         parts, bandwidth = [], self.cfg.bandwidth if self.training else 0.0
         for layer, inputs in enumerate(scaled.split(list(self.shape.inputs), dim=1)):
             own = self._own(layer)
-            select = JumpReLU(self.threshold[own], bandwidth)
+            select = JumpReLU(self.threshold[own], bandwidth, self.cfg.ste_to_input)
             parts.append(
                 (kernels.encode(inputs.contiguous(), self.W_enc[layer], self.b_enc[own], None, select), inputs)
             )

@@ -13,8 +13,8 @@ def pre_acts(x: list[Tensor], W_enc: list[Tensor], b_enc: list[Tensor]) -> list[
     return [a @ W.T + b for a, W, b in zip(x, W_enc, b_enc, strict=True)]
 
 
-def latents(z: list[Tensor], threshold: list[Tensor], width: float) -> list[Tensor]:
-    return [jumprelu.latents(one, t, width) for one, t in zip(z, threshold, strict=True)]
+def latents(z: list[Tensor], threshold: list[Tensor], width: float, to_input: bool) -> list[Tensor]:
+    return [jumprelu.latents(one, t, width, to_input) for one, t in zip(z, threshold, strict=True)]
 
 
 def recon(f: list[Tensor], W_dec: list[list[Tensor]], b_dec: list[Tensor]) -> list[Tensor]:
@@ -34,11 +34,12 @@ def loss(
     b_dec: list[Tensor],
     threshold: list[Tensor],
     width: float,
+    to_input: bool,
     c: float,
 ) -> dict[str, Tensor]:
     """The error, and both penalties without their weights."""
     z = pre_acts(x, W_enc, b_enc)
-    f = latents(z, threshold, width)
+    f = latents(z, threshold, width, to_input)
     norms = [torch.cat(rows, dim=1).norm(dim=1) for rows in W_dec]
     errors = [((a - b) ** 2).sum(1).mean() for a, b in zip(recon(f, W_dec, b_dec), y, strict=True)]
     return {

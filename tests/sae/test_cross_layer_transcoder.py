@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from sae import hub
 from sae.architectures.configs import CrossLayerTranscoderConfig
@@ -21,6 +22,7 @@ from sae.errors import ConfigError
 from sae.latents import Latents
 from sae.scaling import SiteStats
 from sae.select import ReLU
+from sae.weights import geometric_median
 from tests.reference import cross_layer_transcoder as reference
 from tests.sae import checks
 from tests.sae.checks import close, step
@@ -120,8 +122,9 @@ def test_losses_and_gradients_are_the_dense_ones(monkeypatch, seed):
     checks.either_way(monkeypatch, seed)
     inputs, outputs, size, batch = sizes(seed)
     on_grid, bandwidth = seed % 3 == 0, (0.5, 2.0)[seed % 5 % 2]
+    to_input = seed % 2 == 0
     choices = {"bandwidth": bandwidth, "tanh_scale": 1.5, "sparsity_coef": 0.3, "preact_coef": 0.2}
-    dictionary = random_one(seed, inputs, outputs, size, **choices)
+    dictionary = random_one(seed, inputs, outputs, size, ste_to_input=to_input, **choices)
     checks.fill(dictionary, torch.Generator().manual_seed(seed), on_grid)
     x, y = numbers(seed + 1, batch, inputs), numbers(seed + 2, batch, outputs)
     x = (4 * x).round() / 4 if on_grid else x
@@ -136,6 +139,7 @@ def test_losses_and_gradients_are_the_dense_ones(monkeypatch, seed):
         list(p["b_dec"].split(outputs)),
         list(p["threshold"].split(size)),
         bandwidth,
+        to_input,
         1.5,
     )
     out = dictionary(x, y, step(n_latents=size * n_layers))
@@ -161,7 +165,7 @@ def test_encode_is_the_dense_one_and_decode_gives_the_reconstruction(monkeypatch
         list(dictionary.W_enc),
         list(dictionary.b_enc.split(size)),
     )
-    f = torch.cat(reference.latents(z, list(dictionary.threshold.split(size)), 1.0), dim=1)
+    f = torch.cat(reference.latents(z, list(dictionary.threshold.split(size)), 1.0, False), dim=1)
     torch.testing.assert_close(latents.dense(), f, rtol=1e-10, atol=1e-12)
     assert (latents.values > 0).all(), "for use nothing but what has fired"
     out = dictionary(x, y, step(n_latents=size * len(inputs)))
@@ -218,24 +222,64 @@ def test_decode_of_some_latents_is_what_they_write():
 # --- first weights, files, refusals ---
 
 
-def test_initialisation():
+SITES = (
+    (SiteStats(2, 1.0, 1.0), SiteStats(3, 2.0, 4.0)),  # norms 1 and 2 of widths 2 and 3 in
+    (SiteStats(2, 5.0, 25.0), SiteStats(2, 10.0, 1.0)),  # 5 and 10 of width 2 out
+)
+
+
+def started(**choices) -> tuple[CrossLayerTranscoder, Tensor, Tensor]:
+    """One of 20 latents a layer with its first weights, and the sample that they were made from."""
     generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(200, 5, generator=generator), 10 * torch.randn(200, 4, generator=generator) + 3
-    dictionary = build(40, (2, 3), (2, 2), normalise="mean_norm", threshold=0.25)
-    # norms 1 and 2 of widths 2 and 3 in; 5 and 10 of width 2 out
-    inputs, outputs = (
-        (SiteStats(2, 1.0, 1.0), SiteStats(3, 2.0, 4.0)),
-        (SiteStats(2, 5.0, 25.0), SiteStats(2, 10.0, 1.0)),
-    )
-    dictionary.initialise(InputStats(inputs, outputs, x, y), generator)
+    x, y = torch.randn(200, 5, generator=generator) - 2, 10 * torch.randn(200, 4, generator=generator) + 3
+    dictionary = build(40, (2, 3), (2, 2), normalise="mean_norm", threshold=0.25, **choices)
+    dictionary.initialise(InputStats(*SITES, x, y), generator)
+    return dictionary, x, y
+
+
+@pytest.mark.parametrize("choices", [{}, {"init_decoder": "random"}, {"init_l0": 10_000}])
+def test_first_units_biases_and_thresholds(choices):
+    dictionary, _, y = started(**choices)
     close(dictionary.scaling.scale, [2**0.5, 3**0.5 / 2])
     close(dictionary.target_scaling.scale, [2**0.5 / 5, 2**0.5 / 10])
     close(dictionary.b_dec / dictionary.target_scaling.columns(), y.mean(0))  # with no latent, the mean output
+    assert dictionary.threshold.tolist() == [0.25] * 40
+    assert [tuple(W.shape) for W in dictionary.W_dec] == [(20, 4), (20, 2)]
+
+
+@pytest.mark.parametrize("kind", ["data", "random"])
+def test_first_rows_have_one_norm_and_the_mean_input_makes_no_latent(kind):
+    dictionary, x, _ = started(init_decoder=kind, init_norm=0.3)
+    for matrix in (*dictionary.W_enc, *dictionary.W_dec):
+        close(matrix.norm(dim=1), [0.3] * 20)
+    pre_acts = reference.pre_acts(
+        list(dictionary.scaling.enter(x.mean(0, keepdim=True)).split([2, 3], dim=1)),
+        list(dictionary.W_enc),
+        list(dictionary.b_enc.split(20)),
+    )
+    close(torch.cat(pre_acts, dim=1), torch.zeros(1, 40), atol=1e-5)
+
+
+def test_first_rows_read_a_row_where_the_layer_is_and_write_what_it_becomes_from_there_on(monkeypatch):
+    monkeypatch.setattr("sae.weights.NOISE", 0.0)
+    dictionary, x, y = started()
+    inputs = list(dictionary.scaling.enter(x).split([2, 3], dim=1))
+    target = dictionary.target_scaling.enter(y)
+    rows = []
+    for layer, (W_enc, W_dec) in enumerate(zip(dictionary.W_enc, dictionary.W_dec, strict=True)):
+        read, written = inputs[layer], target[:, 2 * layer :]
+        likeness = normalize(read - geometric_median(read), dim=1) @ normalize(W_enc, dim=1).T
+        likeness += normalize(written - geometric_median(written), dim=1) @ normalize(W_dec, dim=1).T
+        close(likeness.amax(0), [2.0] * 20, atol=1e-4)  # on both sides the same row
+        rows.append(likeness.argmax(0).tolist())
+    assert [len(set(own)) for own in rows] == [20, 20], "no row twice"
+
+
+def test_first_weights_of_the_paper():
+    dictionary, x, _ = started(init_l0=10_000)
     for W, bound in ((dictionary.W_enc, 20**-0.5), (dictionary.W_dec, 4**-0.5)):
         largest = max(matrix.abs().max().item() for matrix in W)
         assert 0.9 * bound < largest <= bound
-    assert dictionary.threshold.tolist() == [0.25] * 40
-    assert [tuple(W.shape) for W in dictionary.W_dec] == [(20, 4), (20, 2)]
     assert (dictionary.encode(x).firing_counts() - 100).abs().max() <= 1  # 10,000 of 40 are half of them
 
 

@@ -271,7 +271,7 @@ CASES: dict[str, tuple[type[Dictionary], object, Shape, tuple[str, ...]]] = {
     "crosscoder_batchtopk": (BatchTopKCrosscoder, CrosscoderBatchTopKConfig(n_latents=6, k=2), SITES, FREE),
     "cross_layer_transcoder": (
         CrossLayerTranscoder,
-        CrossLayerTranscoderConfig(n_latents=6, preact_coef=0.1, **PENALTY),
+        CrossLayerTranscoderConfig(n_latents=6, preact_coef=0.1, ste_to_input=False, **PENALTY),
         Shape((2, 3), (3, 2)),
         ("W_enc.0", "W_enc.1", "b_enc", "W_dec.0", "W_dec.1", "b_dec"),
     ),

@@ -77,8 +77,7 @@ def store(world: World) -> ActivationStore:
 def train(store: ActivationStore, out: Path, name: str, places: Places, **settings: Any) -> Dictionary:
     choices = {"tokens": STEPS * BATCH, "batch": BATCH, "lr": 1e-2, "init_rows": 4096, "evaluate_rows": HELD_OUT}
     cfg = TrainConfig(**choices, evaluate_every=0, tracker="none", checkpoint_seconds=1e6)
-    start = {} if name == "cross_layer_transcoder" else {"init_decoder": "random"}
-    sae = parse(configs.get(name), {"n_latents": N, **start, **settings}, "sae")
+    sae = parse(configs.get(name), {"n_latents": N, "init_decoder": "random", **settings}, "sae")
     fit([member(out / name, cfg, sae, places)], store, 0, out / "logs")
     return hub.load(out / name)
 
@@ -162,7 +161,14 @@ def test_a_crosscoder_tells_shared_features_from_those_of_one_site(world, tmp_pa
     assert means == pytest.approx([0.5, 1.0, 0.0], abs=0.1)
 
 
-def test_a_cross_layer_transcoder_finds_what_features_write_to_all_later_layers(world, tmp_path):
+@pytest.mark.parametrize(
+    ("start", "least"),
+    [
+        ({"init_decoder": "data"}, 0.81),  # 0.865, 0.899, 0.872
+        ({"init_l0": 10_000}, 0.81),  # 0.945, 0.902, 0.872
+    ],
+)
+def test_a_cross_layer_transcoder_finds_what_features_write_to_all_later_layers(world, tmp_path, start, least):
     """Even features are read at layer 0 and write to both outputs, odd ones at layer 1, and write to the last."""
     is_first = (torch.arange(N) % 2 == 0)[:, None]
     read_0, read_1 = rows(N, 24, 7) * is_first, rows(N, 24, 8) * ~is_first
@@ -170,6 +176,6 @@ def test_a_cross_layer_transcoder_finds_what_features_write_to_all_later_layers(
     sites = {"in0": read_0, "in1": read_1, "out0": write_0, "out1": write_1}
     store = world.store(**{name: world.written(directions) for name, directions in sites.items()})
     places = Places(("in0", "in1"), ("out0", "out1"))
-    dictionary = train(store, tmp_path, "cross_layer_transcoder", places, sparsity_coef=2.0)
+    dictionary = train(store, tmp_path, "cross_layer_transcoder", places, sparsity_coef=2.0, **start)
     found = mcc(torch.cat([write_0, write_1], dim=1), dictionary.directions.detach())
-    assert found >= 0.86  # 0.939, 0.962, 0.921; random rows 0.34
+    assert found >= least  # random rows 0.34
