@@ -82,5 +82,5 @@ def test_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
         finish(run)
         found = digests(run)
         differing = sorted(name for name in whole | found if whole.get(name) != found.get(name))
-        assert not differing, f"{run.name} (kills fell in {hit}): {differing}"
+        assert not differing, f"{run.name} differs (kills of all runs: {hit}): {differing}"
     assert len(set(hit) - {None}) >= 6, f"kills fell only in {hit}"

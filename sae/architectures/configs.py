@@ -303,7 +303,7 @@ class JumpReLUTanhConfig(JumpReLUConfig):
     preact_coef: NonNegativeFloat = 3e-6
     """Weight of `sum ReLU(threshold - pre) ||W_dec||`, which keeps latents from dying."""
     ste_to_input: bool = True
-    """Let the straight-through gradient of the threshold reach the pre-activations, "all parameters", too."""
+    """Let the straight-through gradient of the threshold reach the pre-activations too ("all parameters")."""
 
 
 @configs.register("gated")
@@ -431,7 +431,8 @@ class CrossLayerTranscoderConfig(DictionaryConfig):
     preact_coef: NonNegativeFloat = 3e-6
     """Weight of `sum ReLU(threshold - pre) ||W_dec||`, which keeps latents from dying."""
     ste_to_input: bool = True
-    """Let the straight-through gradient of the threshold reach the pre-activations, "all parameters", too."""
+    """Let the straight-through gradient of the threshold reach the pre-activations too ("all parameters", Conerly et
+    al. 2025)."""
     init_decoder: InitDecoder = "data"
     """Where rows point before training: `data`, each layer's latents to rows of the data, reading a row there and
     writing what it becomes from there on, with some noise, or `random`."""
@@ -439,7 +440,8 @@ class CrossLayerTranscoderConfig(DictionaryConfig):
     """Norm of a latent's two rows before training; the decoder's is that of all it writes to together."""
     init_l0: Natural = 0
     """The paper's start (10,000 there): latents of a row that fire before training, at most half of all, by their
-    biases; rows are then uniform, whatever `init_decoder` and `init_norm`. 0: the mean input makes no latent."""
+    biases; rows are then uniform, whatever `init_decoder` and `init_norm` (which files of before have not). 0: the mean
+    input makes no latent."""
 
     def __post_init__(self) -> None:
         check_by_site(self.normalise)

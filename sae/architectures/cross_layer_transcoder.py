@@ -60,7 +60,8 @@ class CrossLayerTranscoder(Dictionary):
 
     @torch.no_grad()
     def initialise(self, stats: InputStats, generator: torch.Generator) -> None:
-        """Output biases at the means; a layer's latents read rows there, and write what these become from there on."""
+        """Output biases at the means; a layer's latents read rows there, and write what these become from there on.
+        With `init_l0`, as the paper: `W_enc ~ U(+-1/sqrt(m))`, m latents a layer, `W_dec ~ U(+-1/sqrt(d_out))`."""
         self.scaling.fit(stats.inputs, stats.x)
         self.target_scaling.fit(stats.outputs, stats.target)
         inputs, target = self.scaling.enter(stats.x), self.target_scaling.enter(stats.target)
@@ -75,12 +76,12 @@ class CrossLayerTranscoder(Dictionary):
                 uniform(W_dec, self.shape.d_out**-0.5, generator)
                 rate = self.cfg.init_l0 / self.cfg.n_latents
                 self.b_enc[own] = firing_biases(x, W_enc, self.threshold[own], rate)
-                continue
-            sides = [x, target[:, -W_dec.shape[1] :]]
-            read, written = first_directions(sides, self.size, self.cfg.init_decoder, generator)
-            W_enc.copy_(self.cfg.init_norm * read)
-            W_dec.copy_(self.cfg.init_norm * written)
-            self.b_enc[own] = -(x.double().mean(0) @ W_enc.double().T).to(x.dtype)
+            else:
+                sides = [x, target[:, -W_dec.shape[1] :]]
+                read, written = first_directions(sides, self.size, self.cfg.init_decoder, generator)
+                W_enc.copy_(self.cfg.init_norm * read)
+                W_dec.copy_(self.cfg.init_norm * written)
+                self.b_enc[own] = -(x.double().mean(0) @ W_enc.double().T)
 
     def units(self) -> Mapping[str, float]:
         return {"b_enc": self.input_size, "b_dec": self.target_size}

@@ -122,7 +122,7 @@ def test_losses_and_gradients_are_the_dense_ones(monkeypatch, seed):
     checks.either_way(monkeypatch, seed)
     inputs, outputs, size, batch = sizes(seed)
     on_grid, bandwidth = seed % 3 == 0, (0.5, 2.0)[seed % 5 % 2]
-    to_input = seed % 2 == 0
+    to_input = seed // 2 % 2 == 0
     choices = {"bandwidth": bandwidth, "tanh_scale": 1.5, "sparsity_coef": 0.3, "preact_coef": 0.2}
     dictionary = random_one(seed, inputs, outputs, size, ste_to_input=to_input, **choices)
     checks.fill(dictionary, torch.Generator().manual_seed(seed), on_grid)
@@ -249,9 +249,9 @@ def test_first_units_biases_and_thresholds(choices):
 
 @pytest.mark.parametrize("kind", ["data", "random"])
 def test_first_rows_have_one_norm_and_the_mean_input_makes_no_latent(kind):
-    dictionary, x, _ = started(init_decoder=kind, init_norm=0.3)
+    dictionary, x, _ = started(init_decoder=kind, init_norm=0.7)
     for matrix in (*dictionary.W_enc, *dictionary.W_dec):
-        close(matrix.norm(dim=1), [0.3] * 20)
+        close(matrix.norm(dim=1), [0.7] * 20)
     pre_acts = reference.pre_acts(
         list(dictionary.scaling.enter(x.mean(0, keepdim=True)).split([2, 3], dim=1)),
         list(dictionary.W_enc),
@@ -260,9 +260,10 @@ def test_first_rows_have_one_norm_and_the_mean_input_makes_no_latent(kind):
     close(torch.cat(pre_acts, dim=1), torch.zeros(1, 40), atol=1e-5)
 
 
-def test_first_rows_read_a_row_where_the_layer_is_and_write_what_it_becomes_from_there_on(monkeypatch):
+@pytest.mark.parametrize("kind", ["data", "random"])
+def test_first_rows_read_a_row_where_the_layer_is_and_write_what_it_becomes_from_there_on(monkeypatch, kind):
     monkeypatch.setattr("sae.weights.NOISE", 0.0)
-    dictionary, x, y = started()
+    dictionary, x, y = started(init_decoder=kind)
     inputs = list(dictionary.scaling.enter(x).split([2, 3], dim=1))
     target = dictionary.target_scaling.enter(y)
     rows = []
@@ -270,17 +271,37 @@ def test_first_rows_read_a_row_where_the_layer_is_and_write_what_it_becomes_from
         read, written = inputs[layer], target[:, 2 * layer :]
         likeness = normalize(read - geometric_median(read), dim=1) @ normalize(W_enc, dim=1).T
         likeness += normalize(written - geometric_median(written), dim=1) @ normalize(W_dec, dim=1).T
+        if kind == "random":
+            assert likeness.amax(0).min() < 1.9
+            return
         close(likeness.amax(0), [2.0] * 20, atol=1e-4)  # on both sides the same row
         rows.append(likeness.argmax(0).tolist())
     assert [len(set(own)) for own in rows] == [20, 20], "no row twice"
+    assert rows[0] != rows[1], "each layer has rows of its own"
+
+
+@pytest.mark.parametrize("choices", [{}, {"init_decoder": "random"}, {"init_l0": 10_000}])
+def test_a_seed_sets_all_of_the_start(choices):
+    first = started(**choices)[0].state_dict()
+    torch.manual_seed(7)
+    second = started(**choices)[0].state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_first_weights_of_the_paper():
     dictionary, x, _ = started(init_l0=10_000)
-    for W, bound in ((dictionary.W_enc, 20**-0.5), (dictionary.W_dec, 4**-0.5)):
-        largest = max(matrix.abs().max().item() for matrix in W)
-        assert 0.9 * bound < largest <= bound
+    for matrices, bound in ((dictionary.W_enc, 20**-0.5), (dictionary.W_dec, 4**-0.5)):
+        for matrix in matrices:
+            assert 0.9 * bound < matrix.abs().max().item() <= bound
     assert (dictionary.encode(x).firing_counts() - 100).abs().max() <= 1  # 10,000 of 40 are half of them
+
+
+def test_recipe():
+    cfg = CrossLayerTranscoderConfig()
+    assert (cfg.ste_to_input, cfg.init_decoder, cfg.init_norm, cfg.init_l0) == (True, "data", 0.3, 0)
+    assert (cfg.tanh_scale, cfg.bandwidth, cfg.threshold) == (4.0, 2.0, 0.1)
+    assert (cfg.sparsity_coef, cfg.sparsity_warmup, cfg.preact_coef) == (10.0, 1.0, 3e-6)
+    assert (cfg.normalise, cfg.recipe.lr) == ("mean_norm", 2e-4)
 
 
 def test_thresholds_do_not_fall_below_0():

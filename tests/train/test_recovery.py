@@ -1,7 +1,7 @@
 """Every architecture finds known features, in seconds: 400 steps of 512 rows.
 
-They start from random directions, so that nothing is known before the first step: directions of this world's rows
-score 0.5 as they are.
+They start from random directions or, with `init_l0`, as the January 2025 update says, so that nothing is known
+before the first step: directions of this world's rows score 0.5 as they are.
 
 Calibrated on seeds 0, 1 and 2; the least that is asked lies 0.06 or more below the worst of them, for
 machines that round otherwise. Random rows score 0.44; with the gradient of the encoder set to 0 none
@@ -164,7 +164,7 @@ def test_a_crosscoder_tells_shared_features_from_those_of_one_site(world, tmp_pa
 @pytest.mark.parametrize(
     ("start", "least"),
     [
-        ({"init_decoder": "data"}, 0.81),  # 0.865, 0.899, 0.872
+        ({}, 0.79),  # 0.851, 0.896, 0.860
         ({"init_l0": 10_000}, 0.81),  # 0.945, 0.902, 0.872
     ],
 )
@@ -178,4 +178,4 @@ def test_a_cross_layer_transcoder_finds_what_features_write_to_all_later_layers(
     places = Places(("in0", "in1"), ("out0", "out1"))
     dictionary = train(store, tmp_path, "cross_layer_transcoder", places, sparsity_coef=2.0, **start)
     found = mcc(torch.cat([write_0, write_1], dim=1), dictionary.directions.detach())
-    assert found >= least  # random rows 0.34
+    assert found >= least  # at first 0.40, and with the gradient of the encoder set to 0 0.55
