@@ -226,7 +226,7 @@ def _plan_facts(plan: Plan) -> dict[str, Any]:
 
 
 def plan_of(figures: Mapping[str, Any]) -> Plan:
-    """The plan of the last sitting, of all frameworks and architectures."""
+    """The plan of the last sitting, of all frameworks and architectures, and for the targets of all sittings."""
     facts = dict(figures["plan"])
     scale = replace(FULL, tokens=facts.pop("tokens"))
     return Plan(scale, targets=tuple(facts.pop("targets")), **facts)
@@ -260,7 +260,8 @@ def record(path: Path, plan: Plan, run: Run) -> None:
     with (path.parent / f".{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         figures = recorded(path)
-        figures["plan"] = _plan_facts(plan)
+        former = figures.get("plan", {}).get("targets", [])
+        figures["plan"] = _plan_facts(replace(plan, targets=tuple(sorted({*former, *plan.targets}))))
         figures["runs"].append(run)
         sitting = results.command("ground_truth")
         figures["sittings"] = list(dict.fromkeys([*figures["sittings"], sitting]))

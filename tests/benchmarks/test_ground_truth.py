@@ -20,6 +20,7 @@ from benchmarks.ground_truth import (
     cells,
     find,
     next_run,
+    plan_of,
     record,
     recorded,
 )
@@ -245,6 +246,13 @@ def test_what_was_read_back_is_not_run_again(tmp_path):
     record(tmp_path / "found.json", plan, pretend(run, l0=20.0))
     again = next_run(plan, recorded(tmp_path / "found.json")["runs"])
     assert again is not None and again["target"] == 25.0
+
+
+def test_a_sitting_for_one_target_does_not_hide_another(tmp_path):
+    path, run = tmp_path / "found.json", {"framework": OURS, "seed": 0}
+    for targets in ((20.0,), (25.0,), (20.0,)):
+        record(path, replace(PLAN, targets=targets), run)
+    assert plan_of(recorded(path)).targets == (20.0, 25.0)
 
 
 def test_processes_share_the_results(tmp_path):
