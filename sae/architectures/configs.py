@@ -440,10 +440,10 @@ class CrossLayerTranscoderConfig(DictionaryConfig):
     """Norm of a latent's two rows before training; the decoder's is that of all it writes to together."""
     init_l0: Natural = 0
     """The paper's start (10,000 there): latents of a row that fire before training, at most half of all, by their
-    biases; rows are then uniform, whatever `init_decoder` and `init_norm` (which files of before have not). 0: the mean
-    input makes no latent."""
+    biases; rows are then uniform, whatever `init_decoder` and `init_norm` say. 0: the mean input makes no latent."""
 
     def __post_init__(self) -> None:
+        # init_l0 beside init_decoder = data is not refused: older files have the first and not the second
         check_by_site(self.normalise)
 
 

@@ -166,6 +166,7 @@ def test_a_crosscoder_tells_shared_features_from_those_of_one_site(world, tmp_pa
     [
         ({}, 0.79),  # 0.851, 0.896, 0.860
         ({"init_l0": 10_000}, 0.81),  # 0.945, 0.902, 0.872
+        ({"init_l0": 10_000, "ste_to_input": False}, 0.86),  # 0.927, 0.952, 0.950
     ],
 )
 def test_a_cross_layer_transcoder_finds_what_features_write_to_all_later_layers(world, tmp_path, start, least):
