@@ -24,6 +24,7 @@ from sae.scaling import RowScale, Scaling, SiteStats
 from sae.select import Selection, TopK
 from sae.weights import centre, first_directions, normalise_rows, remove_parallel_gradient, rms_norm
 
+NEVER = -1e30  # a bias with which a latent does not fire
 FIT_ROWS, FIT_CHUNK = 4096, 512  # of the sample, by which the encoder's size is set
 
 
@@ -52,6 +53,9 @@ class Step:
     n_steps: int
     dead: Bool[Tensor, " n_latents"]
     """Latents that have not fired for the dead window."""
+    room: int | None = None
+    """A number of latents that the dead ones are padded to, at least theirs; none: to none. With it a GPU need not be
+    asked how many there are."""
 
     def warm(self, share: float) -> float:
         """A factor that rises linearly to 1 over the first `share` of the run; its first value is not 0."""
@@ -78,7 +82,7 @@ class Forward:
     def strengths(self) -> Float[Tensor, " nnz"]:
         """The latents' values, outside autograd, weighted as they competed."""
         values = self.latents.values.detach()
-        return values if self.sizes is None else values * self.sizes[self.latents.indices]
+        return values if self.sizes is None else values * self.latents.pick(self.sizes)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,9 @@ class Dictionary(nn.Module, ABC):
 
     can_reseed: ClassVar[bool] = False
     """Whether it has `reseed`, and a latent with its weights can fire on the row that it was given."""
+    steps_are_alike: ClassVar[bool] = False
+    """Whether no value decides how large a tensor of its pass is, and none depends on the step's number: a GPU can
+    then record a step."""
     cfg: Any
     shape: Shape
 
@@ -320,7 +327,7 @@ class SAE(Dictionary):
         return self.scaling.leave(recon, rows)
 
     def _encode(self, scaled: Tensor) -> Latents:
-        return kernels.encode(scaled, self.W_enc, self.b_enc, self.b_pre, self.selection())
+        return kernels.encode(scaled, self.W_enc, self.b_enc, self.b_pre, self.selection(), self.training)
 
     def _skipped(self, x: Tensor, scaled: Tensor) -> Tensor:
         return x if self.cfg.normalise in ("layer_norm", "row_norm") else scaled
@@ -335,23 +342,32 @@ class SAE(Dictionary):
 
     def _revival(self, out: Forward, step: Step) -> Mapping[str, Tensor]:
         """Terms by which dead latents learn from what the live ones missed."""
-        dead = torch.nonzero(step.dead).flatten()
+        dead, b_enc = self._dead(step)
         if len(dead) == 0:
             return {}
         terms, residual = {}, out.target - out.recon
         limit = self.shape.d_out // 2 if self.cfg.auxk is None else self.cfg.auxk
         if self.cfg.auxk_coef > 0 and limit > 0:
             select = TopK(min(limit, len(dead)), None if out.sizes is None else out.sizes[dead])
-            latents = kernels.encode(out.x, self.W_enc[dead], self.b_enc[dead], self.b_pre, select)
+            W_enc, W_dec = self.W_enc.index_select(0, dead), self.W_dec.index_select(0, dead)
+            latents = kernels.encode(out.x, W_enc, b_enc, self.b_pre, select)
             unit = 1.0 if self.is_normalised else self.variance
-            terms["auxk"] = self.cfg.auxk_coef * unit * auxk(residual, kernels.decode(latents, self.W_dec[dead]))
+            terms["auxk"] = self.cfg.auxk_coef * unit * auxk(residual, kernels.decode(latents, W_dec))
         if self.cfg.ghost_coef > 0:
             centred = out.x if self.b_pre is None else out.x - self.b_pre
-            pre_acts = torch.addmm(self.b_enc[dead], centred, self.W_enc[dead].T)
+            pre_acts = torch.addmm(b_enc, centred, self.W_enc[dead].T)
             # a factor of a row does not change the term, so none of its exponentials need overflow or vanish
             ghosts = (pre_acts - pre_acts.detach().amax(dim=1, keepdim=True)).exp()
             terms["ghost"] = self.cfg.ghost_coef * ghost(residual, ghosts @ self.W_dec[dead], out.terms["mse"])
         return terms
+
+    def _dead(self, step: Step) -> tuple[Int[Tensor, " dead"], Float[Tensor, " dead"]]:
+        """Dead latents and their encoder biases; others pad them, and never fire."""
+        if step.room is None:
+            dead = torch.nonzero(step.dead).flatten()
+            return dead, self.b_enc[dead]
+        dead = (~step.dead).int().argsort(stable=True)[: step.room]
+        return dead, torch.where(step.dead[dead], self.b_enc[dead], NEVER)
 
     def before_step(self) -> None:
         if self.cfg.decoder == "unit":

@@ -1,6 +1,7 @@
 """The one sparse type between a network and its meaning: which latents are active, and how much."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,8 +9,29 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Entries:
+    """Positions in a batch's pre-activations in CSR form: row b owns entries `offsets[b]:offsets[b + 1]`."""
+
+    indices: Int[Tensor, " nnz"]
+    """The latent of each."""
+    offsets: Int[Tensor, " bounds"]
+    """`batch + 1` bounds, from 0 to nnz."""
+
+    @cached_property
+    def rows(self) -> Int[Tensor, " nnz"]:
+        """The row that each entry belongs to."""
+        rows = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
+        return torch.repeat_interleave(rows, self.offsets.diff(), output_size=len(self.indices))
+
+    @cached_property
+    def by_latent(self) -> tuple[Int[Tensor, " nnz"], Int[Tensor, " nnz"]]:
+        """Latents in ascending order, and the entry of each; those of one latent by row."""
+        return self.indices.int().sort(stable=True)  # type: ignore[return-value] # half as many bytes to sort
+
+
+@dataclass(frozen=True)
 class Latents:
-    """Active latents of a batch in CSR form: row b owns entries `offsets[b]:offsets[b + 1]`.
+    """Active latents of a batch in CSR form, as in `Entries`.
 
     An entry whose value is 0 has been selected but has not fired.
     """
@@ -17,10 +39,20 @@ class Latents:
     values: Float[Tensor, " nnz"]
     indices: Int[Tensor, " nnz"]
     offsets: Int[Tensor, " bounds"]
-    """`batch + 1` bounds, from 0 to nnz."""
     pre_acts: Float[Tensor, " nnz"]
     """Pre-activations of the same entries."""
     n_latents: int
+
+    @classmethod
+    def of(cls, values: Tensor, entries: Entries, pre_acts: Tensor, n_latents: int) -> "Latents":
+        """Latents at these entries; what is known of their order is kept."""
+        result = cls(values, entries.indices, entries.offsets, pre_acts, n_latents)
+        result.__dict__["entries"] = entries
+        return result
+
+    @cached_property
+    def entries(self) -> Entries:
+        return Entries(self.indices, self.offsets)
 
     @property
     def batch(self) -> int:
@@ -28,7 +60,7 @@ class Latents:
 
     def rows(self) -> Int[Tensor, " nnz"]:
         """The row that each entry belongs to."""
-        return rows_of(self.offsets, len(self.indices))
+        return self.entries.rows
 
     def dense(self) -> Float[Tensor, "batch n_latents"]:
         """The same latents with their zeros."""
@@ -45,14 +77,73 @@ class Latents:
     def fired(self) -> "Latents":
         """Only the entries that have fired (value > 0), outside autograd."""
         values, pre_acts = self.values.detach(), self.pre_acts.detach()
-        return Latents(values, self.indices, self.offsets, pre_acts, self.n_latents).subset(values > 0)
+        return Latents.of(values, self.entries, pre_acts, self.n_latents).subset(values > 0)
+
+    def pick(self, of_latents: Float[Tensor, " n_latents"]) -> Tensor:
+        """What each entry's latent has, in the form of `values`; differentiable."""
+        return of_latents[self.indices]
+
+    def row_sums(self, per_entry: Tensor) -> Float[Tensor, " batch"]:
+        """The sum over each row's entries; differentiable."""
+        return per_entry.new_zeros(self.batch).index_add(0, self.rows(), per_entry)
+
+    def with_values(self, values: Tensor) -> "Latents":
+        """The same entries with other values."""
+        return Latents.of(values, self.entries, self.pre_acts, self.n_latents)
 
     def firing_counts(self) -> Int[Tensor, " n_latents"]:
         """Rows in which each latent has fired."""
-        return torch.bincount(self.indices[self.values.detach() > 0], minlength=self.n_latents)
+        fired = (self.values.detach() > 0).long()
+        return fired.new_zeros(self.n_latents).index_add_(0, self.indices, fired)
 
 
-def rows_of(offsets: Int[Tensor, " bounds"], nnz: int) -> Int[Tensor, " nnz"]:
-    """The row that each of the `nnz` entries belongs to."""
-    rows = torch.arange(len(offsets) - 1, device=offsets.device)
-    return torch.repeat_interleave(rows, offsets.diff(), output_size=nnz)
+class WideLatents(Latents):
+    """All pre-activations of a batch as entries, in two matrices: the form of latents in training while many of them
+    fire, where lists of entries would cost more than zeros do. Lists are made when they are asked for."""
+
+    values: Float[Tensor, "batch n_latents"]
+    pre_acts: Float[Tensor, "batch n_latents"]
+
+    def __init__(self, values: Tensor, pre_acts: Tensor) -> None:
+        for name, value in (("values", values), ("pre_acts", pre_acts), ("n_latents", values.shape[1])):
+            object.__setattr__(self, name, value)
+
+    @property
+    def batch(self) -> int:
+        return len(self.values)
+
+    def listed(self) -> Latents:
+        """The same as a list of entries."""
+        batch, n = self.values.shape
+        indices = torch.arange(n, device=self.values.device).repeat(batch)
+        offsets = torch.arange(0, batch * n + 1, n, device=self.values.device)
+        return Latents(self.values.flatten(), indices, offsets, self.pre_acts.flatten(), n)
+
+    @property
+    def indices(self) -> Int[Tensor, " nnz"]:  # type: ignore[override]
+        return self.listed().indices
+
+    @property
+    def offsets(self) -> Int[Tensor, " bounds"]:  # type: ignore[override]
+        return self.listed().offsets
+
+    def dense(self) -> Float[Tensor, "batch n_latents"]:
+        return self.values
+
+    def subset(self, kept: Bool[Tensor, " nnz"]) -> Latents:
+        return self.listed().subset(kept)
+
+    def fired(self) -> Latents:
+        return self.listed().fired()
+
+    def pick(self, of_latents: Float[Tensor, " n_latents"]) -> Tensor:
+        return of_latents.expand_as(self.values)
+
+    def row_sums(self, per_entry: Tensor) -> Float[Tensor, " batch"]:
+        return per_entry.sum(dim=1)
+
+    def with_values(self, values: Tensor) -> Latents:
+        return WideLatents(values, self.pre_acts)
+
+    def firing_counts(self) -> Int[Tensor, " n_latents"]:
+        return (self.values.detach() > 0).sum(dim=0)

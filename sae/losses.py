@@ -12,7 +12,7 @@ def squared_error(recon: Float[Tensor, "batch d"], target: Float[Tensor, "batch 
     return (recon - target).square().sum(dim=1).mean()
 
 
-def row_sum(latents: Latents, per_entry: Float[Tensor, " nnz"]) -> Float[Tensor, ""]:
+def row_sum(latents: Latents, per_entry: Float[Tensor, " *nnz"]) -> Float[Tensor, ""]:
     """`mean over rows of the sum over its entries`, the form of every sparsity penalty."""
     return per_entry.sum() / latents.batch
 

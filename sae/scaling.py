@@ -84,8 +84,7 @@ class Scaling(nn.Module):
 
     def columns(self) -> Float[Tensor, " d"]:
         """The scalar of every column."""
-        widths = torch.tensor(self.widths, device=self.scale.device)
-        return self.scale.repeat_interleave(widths, output_size=sum(self.widths))
+        return torch.cat([scale.expand(width) for scale, width in zip(self.scale, self.widths, strict=True)])
 
     def rows(self, x: Float[Tensor, "batch d"]) -> RowScale | None:
         """What each row is normalised by, where rows are normalised one by one."""

@@ -7,21 +7,17 @@ definition. It has two halves, so that `sae.kernels` can keep the wide matrix ou
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae.latents import Latents, rows_of
+from sae.latents import Entries, Latents
 
-
-@dataclass(frozen=True)
-class Entries:
-    """Positions in a batch's pre-activations in CSR form, as in `Latents`."""
-
-    indices: Int[Tensor, " nnz"]
-    offsets: Int[Tensor, " bounds"]
+Which = Int[Tensor, " nnz"] | EllipsisType
+"""The latent of each entry; `...`: of a whole matrix of them."""
 
 
 class Selection(ABC):
@@ -29,25 +25,37 @@ class Selection(ABC):
 
     is_rowwise: ClassVar[bool] = True
     """Whether a row's latents depend on that row alone."""
+    is_elementwise: ClassVar[bool] = False
+    """Whether `values` gives the latents of all pre-activations, zeros where they are not kept, if its `indices` are
+    `...`: what is kept of one then depends on that one alone."""
+    sizes: Float[Tensor, " n_latents"] | None = None
+    """Weights, none negative, with which pre-activations compete; latents keep their own values."""
 
     @abstractmethod
     def entries(self, pre_acts: Float[Tensor, "batch n_latents"]) -> Entries:
-        """Which pre-activations are kept; called without gradient."""
+        """Which pre-activations, weighted with `sizes` if there are any, are kept; called without gradient."""
 
-    def values(self, pre_acts: Float[Tensor, " nnz"], indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:  # noqa: ARG002 - for variants
-        """The latents of the kept pre-activations, whose latents are `indices`."""
+    def values(self, pre_acts: Float[Tensor, "*kept"], indices: Which) -> Float[Tensor, "*kept"]:  # noqa: ARG002 - for variants
+        """The latents of the kept pre-activations, whose latents are `indices`; see `is_elementwise`."""
         return pre_acts.relu()
 
     def __call__(self, pre_acts: Float[Tensor, "batch n_latents"]) -> Latents:
         with torch.no_grad():
-            kept = self.entries(pre_acts.detach())
+            kept = self.entries(weighted(pre_acts.detach(), self.sizes))
         picked = gather(pre_acts, kept)
-        return Latents(self.values(picked, kept.indices), kept.indices, kept.offsets, picked, pre_acts.shape[1])
+        return Latents.of(self.values(picked, kept.indices), kept, picked, pre_acts.shape[1])
+
+
+def weighted(
+    pre_acts: Float[Tensor, "batch n_latents"], sizes: Float[Tensor, " n_latents"] | None
+) -> Float[Tensor, "batch n_latents"]:
+    """Pre-activations as they compete."""
+    return pre_acts if sizes is None else pre_acts * sizes
 
 
 def gather(pre_acts: Float[Tensor, "batch n_latents"], kept: Entries) -> Float[Tensor, " nnz"]:
     """The kept pre-activations."""
-    return pre_acts.flatten()[rows_of(kept.offsets, len(kept.indices)) * pre_acts.shape[1] + kept.indices]
+    return pre_acts.flatten()[kept.rows * pre_acts.shape[1] + kept.indices]
 
 
 def where(mask: Bool[Tensor, "batch n_latents"]) -> Entries:
@@ -60,6 +68,8 @@ def where(mask: Bool[Tensor, "batch n_latents"]) -> Entries:
 @dataclass(frozen=True)
 class ReLU(Selection):
     """Every positive pre-activation."""
+
+    is_elementwise: ClassVar[bool] = True
 
     def entries(self, pre_acts: Float[Tensor, "batch n_latents"]) -> Entries:
         return where(pre_acts > 0)
@@ -75,11 +85,9 @@ class TopK(Selection):
 
     k: int
     sizes: Float[Tensor, " n_latents"] | None = None
-    """Weights with which pre-activations compete; latents keep their own values."""
 
     def entries(self, pre_acts: Float[Tensor, "batch n_latents"]) -> Entries:
-        strengths = pre_acts if self.sizes is None else pre_acts * self.sizes
-        indices = strengths.topk(self.k, dim=1, sorted=False).indices
+        indices = pre_acts.topk(self.k, dim=1, sorted=False).indices
         offsets = torch.arange(0, indices.numel() + 1, self.k, device=pre_acts.device)
         return Entries(indices.flatten(), offsets)
 
@@ -95,24 +103,45 @@ class BatchTopK(Selection):
     is_rowwise: ClassVar[bool] = False
     k: int
     sizes: Float[Tensor, " n_latents"] | None = None
-    """Weights with which pre-activations compete; latents keep their own values."""
 
     def entries(self, pre_acts: Float[Tensor, "batch n_latents"]) -> Entries:
-        strengths = pre_acts if self.sizes is None else pre_acts * self.sizes
-        wanted, flat = self.k * len(pre_acts), strengths.flatten()
-        floor = _lower_bound(flat, wanted)
-        candidates = (flat > floor).nonzero().flatten()
-        if len(candidates) < wanted and floor > 0:
-            candidates = (flat > 0).nonzero().flatten()
-        if len(candidates) > wanted:
-            values = flat[candidates]
-            edge = values.kthvalue(len(values) - wanted + 1).values
-            above = values > edge
-            at_edge = (values == edge).cumsum(0) <= wanted - above.sum()
-            candidates = candidates[above | ((values == edge) & at_edge)]
-        n = pre_acts.shape[1]
-        counts = torch.bincount(candidates // n, minlength=len(pre_acts))
-        return Entries(candidates % n, torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
+        return self.choose(pre_acts.flatten(), None, *pre_acts.shape)
+
+    def choose(
+        self, strengths: Float[Tensor, " n"], keys: Int[Tensor, " n"] | None, batch: int, n_latents: int
+    ) -> Entries:
+        """What is kept of candidates, among which are all that can be.
+
+        Args:
+            keys: `row * n_latents + latent` of each candidate; None: they are the whole matrix, row by row.
+        """
+        wanted = self.k * batch
+        chosen = (_largest if strengths.device.type == "cpu" else _largest_on_gpu)(strengths, keys, wanted)
+        chosen = chosen.sort().values
+        starts = torch.arange(0, (batch + 1) * n_latents, n_latents, device=chosen.device)
+        return Entries(chosen % n_latents, torch.searchsorted(chosen, starts))
+
+
+def _largest(strengths: Tensor, keys: Tensor | None, wanted: int) -> Tensor:
+    """The keys of the largest positive ones, at most as many as are wanted; of equal ones the smallest keys."""
+    floor = _lower_bound(strengths, wanted)
+    found = (strengths > floor).nonzero().flatten()
+    if len(found) < wanted and floor > 0:
+        found = (strengths > 0).nonzero().flatten()
+    values = strengths[found]
+    chosen = found if keys is None else keys[found]
+    if len(found) <= wanted:
+        return chosen
+    edge = values.kthvalue(len(values) - wanted + 1).values
+    above, level = chosen[values > edge], chosen[values == edge]
+    return torch.cat([above, level.sort().values[: wanted - len(above)]])
+
+
+def _largest_on_gpu(strengths: Tensor, keys: Tensor | None, wanted: int) -> Tensor:
+    """The same by sorting all, which a GPU does faster than it selects, and with no wait for how many there are. Of
+    equal ones the first are taken; where too few are positive others come with them, which have not fired."""
+    order = strengths.sort(descending=True, stable=True).indices[:wanted]
+    return order if keys is None else keys[order]
 
 
 def _lower_bound(flat: Tensor, wanted: int, stride: int = 61) -> float:
@@ -137,6 +166,7 @@ class JumpReLU(Selection):
     `df/dthreshold := -(threshold / bandwidth) K((z - threshold) / bandwidth)`, K = 1 on (-1/2, 1/2).
     """
 
+    is_elementwise: ClassVar[bool] = True
     threshold: Float[Tensor, " n_latents"]
     bandwidth: float = 0.0
     """Width of the window, in units of pre-activations; 0 for inference."""
@@ -148,13 +178,13 @@ class JumpReLU(Selection):
             return where(pre_acts > self.threshold.detach().clamp_min(0))
         return where(pre_acts > self.threshold.detach() - self.bandwidth / 2)
 
-    def values(self, pre_acts: Float[Tensor, " nnz"], indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
-        threshold = self.threshold[indices]
+    def values(self, pre_acts: Float[Tensor, "*kept"], indices: Which) -> Float[Tensor, "*kept"]:
+        threshold = self.threshold[indices].expand_as(pre_acts)
         return _Jump.apply(pre_acts, threshold, self.bandwidth, self.ste_to_input)  # type: ignore[return-value]
 
-    def steps(self, latents: Latents) -> Float[Tensor, " nnz"]:
+    def steps(self, latents: Latents) -> Float[Tensor, "*kept"]:
         """`H(z - threshold)` of each entry, differentiable in the threshold (eq. 12)."""
-        threshold = self.threshold[latents.indices]
+        threshold = latents.pick(self.threshold)
         return _Step.apply(latents.pre_acts, threshold, self.bandwidth, self.ste_to_input)  # type: ignore[return-value]
 
 
@@ -205,6 +235,7 @@ class Gated(Selection):
     The pre-activations are the gate's; `magnitude = exp(r_mag) (gate - b_gate) + b_mag`.
     """
 
+    is_elementwise: ClassVar[bool] = True
     r_mag: Float[Tensor, " n_latents"]
     b_gate: Float[Tensor, " n_latents"]
     b_mag: Float[Tensor, " n_latents"]
@@ -212,6 +243,6 @@ class Gated(Selection):
     def entries(self, pre_acts: Float[Tensor, "batch n_latents"]) -> Entries:
         return where(pre_acts > 0)
 
-    def values(self, pre_acts: Float[Tensor, " nnz"], indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
+    def values(self, pre_acts: Float[Tensor, "*kept"], indices: Which) -> Float[Tensor, "*kept"]:
         magnitude = self.r_mag.exp()[indices] * (pre_acts - self.b_gate[indices]) + self.b_mag[indices]
-        return magnitude.relu()
+        return torch.where(pre_acts > 0, magnitude.relu(), 0)

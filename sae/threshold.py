@@ -26,10 +26,12 @@ class BatchThreshold(nn.Module):
     def update(self, values: Float[Tensor, " nnz"]) -> None:
         """Take in the latents of a training batch, weighted as they competed; one without a positive latent says
         nothing."""
-        positive = values[values > 0]
-        if len(positive):
-            self.total.mul_(self.keep).add_(positive.min())
-            self.weight.mul_(self.keep).add_(1)
+        if not len(values):
+            return
+        smallest = torch.where(values > 0, values, torch.inf).min()
+        is_there = smallest.isfinite()
+        self.total.copy_(torch.where(is_there, self.keep * self.total + smallest, self.total))
+        self.weight.copy_(torch.where(is_there, self.keep * self.weight + 1, self.weight))
 
     def value(self) -> Float[Tensor, ""]:
         """The threshold; 0, a plain ReLU, before the first update."""

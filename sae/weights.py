@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from sae import kernels
 from sae.architectures.configs import InitBias, InitDecoder
 
 NOISE = 0.5  # norm of what is added to a row's direction
@@ -64,19 +65,15 @@ def rms_norm(rows: Float[Tensor, "n d"], n_sites: int = 1) -> float:
     return rows.double().square().sum(1).mean().sqrt().item() / n_sites**0.5
 
 
-@torch.no_grad()
 def normalise_rows(matrix: Tensor) -> None:
     """Divide each row by its norm, in place; a zero row stays zero."""
-    norms = matrix.norm(dim=1, keepdim=True)
-    matrix.div_(torch.where(norms > 0, norms, torch.ones_like(norms)))
+    kernels.normalise_rows(matrix)
 
 
-@torch.no_grad()
 def remove_parallel_gradient(matrix: nn.Parameter) -> None:
     """`g <- g - (g . d) d` for unit rows d: the part that a renormalisation would undo."""
     if matrix.grad is not None:
-        along = (matrix.grad * matrix).sum(dim=1, keepdim=True)
-        matrix.grad.addcmul_(along, matrix, value=-1)
+        kernels.remove_parallel(matrix.grad, matrix)
 
 
 @torch.no_grad()

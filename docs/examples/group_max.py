@@ -10,7 +10,8 @@ from sae.architectures import architectures
 from sae.architectures.configs import SAEConfig, configs
 from sae.config import Positive, config
 from sae.dictionary import SAE
-from sae.select import Entries, Selection
+from sae.latents import Entries
+from sae.select import Selection
 
 
 @dataclass(frozen=True)

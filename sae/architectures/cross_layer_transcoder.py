@@ -16,7 +16,7 @@ from sae.architectures.configs import CrossLayerTranscoderConfig
 from sae.architectures.jumprelu import firing_biases, shortfall, uniform
 from sae.dictionary import Dictionary, Forward, InputStats, Shape, Step
 from sae.errors import ConfigError
-from sae.latents import Latents
+from sae.latents import Latents, WideLatents
 from sae.losses import row_sum, squared_error
 from sae.scaling import Scaling
 from sae.select import JumpReLU
@@ -106,7 +106,7 @@ class CrossLayerTranscoder(Dictionary):
         for layer, ((part, inputs), W) in enumerate(zip(parts, self.W_dec, strict=True)):
             recon = recon + self._write(part, W)
             norms = W.norm(dim=1)
-            penalty = penalty + row_sum(part, torch.tanh(self.cfg.tanh_scale * part.values * norms[part.indices]))
+            penalty = penalty + row_sum(part, torch.tanh(self.cfg.tanh_scale * part.values * part.pick(norms)))
             if self.cfg.preact_coef > 0:
                 own = self._own(layer)
                 pre_acts = torch.addmm(self.b_enc[own], inputs, self.W_enc[layer].T)
@@ -130,7 +130,12 @@ class CrossLayerTranscoder(Dictionary):
             own = self._own(layer)
             select = JumpReLU(self.threshold[own], bandwidth, self.cfg.ste_to_input)
             parts.append(
-                (kernels.encode(inputs.contiguous(), self.W_enc[layer], self.b_enc[own], None, select), inputs)
+                (
+                    kernels.encode(
+                        inputs.contiguous(), self.W_enc[layer], self.b_enc[own], None, select, self.training
+                    ),
+                    inputs,
+                )
             )
         return parts
 
@@ -140,6 +145,11 @@ class CrossLayerTranscoder(Dictionary):
 
 def join(parts: list[Latents]) -> Latents:
     """Latents of the same rows side by side, numbered on from part to part."""
+    if all(isinstance(part, WideLatents) for part in parts):
+        return WideLatents(
+            *(torch.cat([getattr(part, side) for part in parts], dim=1) for side in ("values", "pre_acts"))
+        )
+    parts = [part.listed() if isinstance(part, WideLatents) else part for part in parts]
     rows = torch.cat([part.rows() for part in parts])
     order = torch.argsort(rows, stable=True)
     starts = [sum(part.n_latents for part in parts[:i]) for i in range(len(parts))]

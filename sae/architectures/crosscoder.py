@@ -66,7 +66,7 @@ class Crosscoder(SAE):
 
     def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:
         coef = self.cfg.sparsity_coef * step.warm(self.cfg.sparsity_warmup)
-        weights = sizes(self, self.cfg.norm)[out.latents.indices]
+        weights = out.latents.pick(sizes(self, self.cfg.norm))
         return {"l1": coef * row_sum(out.latents, out.latents.values * weights)}
 
 

@@ -5,7 +5,6 @@ arXiv:2404.16014.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -44,9 +43,9 @@ class GatedSAE(SAE):
         return Gated(self.r_mag, self.b_enc, self.b_mag)
 
     def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:
-        gates = replace(out.latents, values=out.latents.pre_acts.relu())
+        gates = out.latents.with_values(out.latents.pre_acts.relu())
         coef = self.cfg.sparsity_coef * step.warm(self.cfg.sparsity_warmup)
-        size = gates.values * self.W_dec.detach().norm(dim=1)[gates.indices]
+        size = gates.values * gates.pick(self.W_dec.detach().norm(dim=1))
         recon = kernels.decode(gates, self.W_dec.detach()) + self.b_dec.detach()
         if self.W_skip is not None and out.skipped is not None:
             recon = recon + out.skipped @ self.W_skip.detach().T

@@ -102,11 +102,11 @@ def sparsity(cfg: JumpReLUConfig, jump: JumpReLU, out: Forward, norms: Tensor) -
     """The penalty named by `cfg.penalty`; `norms [n_latents]` are those of the decoder's rows."""
     latents = out.latents
     if cfg.penalty == "tanh":
-        return row_sum(latents, torch.tanh(cfg.tanh_scale * latents.values * norms[latents.indices]))
+        return row_sum(latents, torch.tanh(cfg.tanh_scale * latents.values * latents.pick(norms)))
     steps = jump.steps(latents)
     if cfg.penalty == "l0":
         return row_sum(latents, steps)
-    l0 = steps.new_zeros(latents.batch).index_add(0, latents.rows(), steps)
+    l0 = latents.row_sums(steps)
     return (2 / cfg.target_l0 * (l0 - cfg.target_l0).square()).mean()
 
 

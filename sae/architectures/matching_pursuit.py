@@ -16,7 +16,7 @@ from sae.architectures import architectures
 from sae.architectures.configs import MatchingPursuitConfig
 from sae.dictionary import Dictionary, Forward, InputStats, Shape, Step
 from sae.errors import ConfigError
-from sae.latents import Latents
+from sae.latents import Entries, Latents
 from sae.losses import squared_error
 from sae.scaling import Scaling
 from sae.weights import centre, first_directions, normalise_rows, remove_parallel_gradient, rms_norm
@@ -150,8 +150,7 @@ class _Replay(torch.autograd.Function):
             of_directions[t] = a[:, None] * residuals[t] - score.relu()[:, None] * rho
             rho = torch.addcmul(rho, d, a[:, None])
         flat = chosen.T.flatten()
-        rows = torch.arange(len(flat), device=flat.device)
-        grad_W = kernels.row_gradients(
-            flat, rows, torch.ones_like(scores.flatten()), of_directions.flatten(0, 1), len(W_dec)
-        )
+        each = Entries(flat, torch.arange(len(flat) + 1, device=flat.device))
+        ones = torch.ones_like(scores.flatten())
+        grad_W = kernels.row_gradients(each, ones, of_directions.flatten(0, 1), len(W_dec))
         return rho, grad_W, None, None

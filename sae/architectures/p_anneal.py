@@ -75,6 +75,6 @@ class PAnnealSAE(SAE):
             self.queue.zero_()
 
 
-def power(values: Float[Tensor, " nnz"], p: float) -> Float[Tensor, " nnz"]:
+def power(values: Float[Tensor, "*nnz"], p: float) -> Float[Tensor, "*nnz"]:
     """`f^p`, and `f LINEAR^(p - 1)` below `LINEAR`: a slope of `f^p` at 1e-8 would outweigh all others."""
     return values * values.clamp_min(LINEAR) ** (p - 1)

@@ -30,5 +30,5 @@ class ReLUSAE(SAE):
 
     def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:
         coef = self.cfg.sparsity_coef * step.warm(self.cfg.sparsity_warmup)
-        norms = self.W_dec.norm(dim=1)[out.latents.indices]
+        norms = out.latents.pick(self.W_dec.norm(dim=1))
         return {"l1": coef * row_sum(out.latents, out.latents.values * norms)}

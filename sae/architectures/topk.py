@@ -19,6 +19,7 @@ class TopKSAE(SAE):
     """`x_hat = ReLU(TopK((x - b_dec) W_enc^T + b_enc)) W_dec + b_dec`."""
 
     is_normalised = True
+    steps_are_alike = True
     folds = ("folded",)
     cfg: TopKConfig
 

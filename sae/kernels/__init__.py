@@ -2,14 +2,20 @@
 
 `encode` runs any selection: the wide matrix of pre-activations never enters autograd, and for
 selections that look at one row at a time it never exists whole. Both functions are differentiable
-in all their tensors.
+in all their tensors. A backend gives what touches active latents only (`sae.kernels.torch.Kernels`):
+torch anywhere, numba on a CPU and Triton on a GPU where they are installed.
 """
 
-from jaxtyping import Float, Int
+import importlib.util
+from functools import cache
+
+import torch as _torch
+from jaxtyping import Float
 from torch import Tensor
 
-from sae.kernels import torch as _torch
-from sae.latents import Latents
+from sae.kernels import autograd
+from sae.kernels.torch import Kernels
+from sae.latents import Entries, Latents
 from sae.select import Selection
 
 
@@ -19,27 +25,58 @@ def encode(
     b_enc: Float[Tensor, " n_latents"],
     b_pre: Float[Tensor, " d_in"] | None,
     select: Selection,
+    may_be_wide: bool = False,
 ) -> Latents:
-    """`select((x - b_pre) W_enc^T + b_enc)`."""
-    return _torch.encode(x, W_enc, b_enc, b_pre, select)
+    """`select((x - b_pre) W_enc^T + b_enc)`.
+
+    Args:
+        may_be_wide: give `WideLatents` where many are active and the selection allows it.
+    """
+    return autograd.encode(x, W_enc, b_enc, b_pre, select, _kernels(x.device.type), may_be_wide)
 
 
 def decode(latents: Latents, W_dec: Float[Tensor, "n_latents d_out"]) -> Float[Tensor, "batch d_out"]:
     """`f W_dec` as a weighted sum of the active rows."""
-    return _torch.decode(latents, W_dec)
+    return autograd.decode(latents, W_dec, _kernels(W_dec.device.type))
 
 
 def row_gradients(
-    indices: Int[Tensor, " nnz"],
-    rows: Int[Tensor, " nnz"],
-    weights: Float[Tensor, " nnz"],
-    table: Float[Tensor, "batch d"],
-    n_latents: int,
+    entries: Entries, weights: Float[Tensor, " nnz"], table: Float[Tensor, "batch d"], n_latents: int
 ) -> Float[Tensor, "n_latents d"]:
-    """`sum over entries e of latent l: weights[e] * table[rows[e]]`, for each latent l."""
-    return _torch.row_gradients(indices, rows, weights, table, n_latents)
+    """`sum over entries e of latent l: weights[e] * table[row of e]`, for each latent l."""
+    return autograd.row_gradients(entries, weights, table, n_latents, _kernels(table.device.type))
+
+
+@_torch.no_grad()
+def normalise_rows(matrix: Float[Tensor, "n d"]) -> None:
+    """Divide each row by its norm, in place; a zero row stays zero."""
+    _kernels(matrix.device.type).normalise_rows(matrix)
+
+
+@_torch.no_grad()
+def remove_parallel(gradient: Float[Tensor, "n d"], unit: Float[Tensor, "n d"]) -> None:
+    """`g <- g - (g . d) d` for each row, in place."""
+    _kernels(gradient.device.type).remove_parallel(gradient, unit)
 
 
 def backends() -> list[str]:
     """Kernel backends that can be used on this machine, the preferred one first."""
-    return ["torch"]
+    found = {"triton": _has("triton") and _torch.cuda.is_available(), "numba": _has("numba"), "torch": True}
+    return [name for name, is_there in found.items() if is_there]
+
+
+def _has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+@cache
+def _kernels(device: str) -> Kernels:
+    if device == "cuda" and _has("triton"):
+        from sae.kernels.triton import Triton
+
+        return Triton()
+    if device == "cpu" and _has("numba"):
+        from sae.kernels.numba import Numba
+
+        return Numba()
+    return Kernels()

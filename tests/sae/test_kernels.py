@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae import kernels
-from sae.kernels import torch as plain
-from sae.latents import Latents
+from sae.kernels import autograd
+from sae.latents import Entries, Latents, WideLatents
 from sae.select import BatchTopK, Gated, JumpReLU, ReLU, Selection, TopK
 from tests.reference import batchtopk, linear
 
@@ -22,7 +22,7 @@ NAMES = ("x", "W_enc", "b_enc", "b_pre", "W_dec")
 
 @pytest.fixture(autouse=True, params=[1.0, 0.0], ids=["sparse", "dense"])
 def dense_share(request, monkeypatch):
-    monkeypatch.setattr(plain, "DENSE_SHARE", request.param)
+    monkeypatch.setattr(autograd, "DENSE_SHARE", request.param)
     return request.param
 
 
@@ -157,7 +157,7 @@ class Tall(TopK):
 def test_chunks_of_rows_do_not_show(monkeypatch, batch):
     p = problem(1, batch=batch, d=4, n_latents=9)
     whole = sparse(p, TopK(3))
-    monkeypatch.setattr(plain, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(autograd, "CHUNK_ROWS", 4)
     torch.testing.assert_close(sparse(p, Tall(3)), whole, rtol=1e-12, atol=1e-12)
     check(p, 3)
 
@@ -166,7 +166,7 @@ def test_a_batch_is_never_cut_for_a_selection_that_looks_at_all_of_it(monkeypatc
     p = problem(1, batch=11, d=4, n_latents=9)
     with torch.no_grad():
         p["x"][:4] *= 10
-    monkeypatch.setattr(plain, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(autograd, "CHUNK_ROWS", 4)
     pre = dense_pre_acts(p)
     f, _ = sparse(p, BatchTopK(2))
     torch.testing.assert_close(f, linear.active(pre, batchtopk.kept(pre, 2)), rtol=1e-12, atol=1e-12)
@@ -205,6 +205,42 @@ def test_every_selection_is_what_it_is_on_dense_pre_activations(name):
     same(*(gradients(loss, p) for loss in losses))
 
 
+@pytest.mark.parametrize("name", ["relu", "jumprelu", "jumprelu training", "gated"])
+@pytest.mark.parametrize("share", [-1.0, 1.0], ids=["wide", "listed"])
+def test_whole_matrices_while_many_are_active(monkeypatch, name, share):
+    """`WideLatents` say, and learn, what lists of the same entries do."""
+    monkeypatch.setattr(autograd, "WIDE_SHARE", share)
+    p = problem(2, batch=5, d=4, n_latents=7)
+    generator = torch.Generator().manual_seed(0)
+    for extra in ("threshold", "b_mag"):
+        p[extra] = torch.rand(7, generator=generator, dtype=torch.float64).requires_grad_()
+    select = SELECTIONS[name](p)
+    found = kernels.encode(p["x"], p["W_enc"], p["b_enc"], p["b_pre"], select, may_be_wide=True)
+    listed = kernels.encode(p["x"], p["W_enc"], p["b_enc"], p["b_pre"], select)
+    assert isinstance(found, WideLatents) == (share < 0)
+    assert not isinstance(listed, WideLatents)
+    assert (found.batch, found.n_latents) == (5, 7)
+    assert torch.equal(found.firing_counts(), listed.firing_counts())
+    per_latent = torch.arange(7.0, dtype=torch.float64)
+    for made in (lambda f: f.dense(), lambda f: f.fired().dense(), lambda f: f.row_sums(f.values * f.pick(per_latent))):
+        torch.testing.assert_close(made(found), made(listed), rtol=1e-12, atol=1e-12)
+    for side in ("values", "indices", "offsets", "pre_acts"):
+        assert torch.equal(getattr(found.fired(), side), getattr(listed.fired(), side)), side
+    half = (found.with_values(2 * found.values), listed.with_values(2 * listed.values))
+    torch.testing.assert_close(*(kernels.decode(f, p["W_dec"]) for f in half), rtol=1e-12, atol=1e-12)
+    losses = [
+        (kernels.decode(f, p["W_dec"]) ** 2).sum() + (f.pick(p["b_enc"]) * f.values).sum() for f in (found, listed)
+    ]
+    same(*(gradients(loss, p) for loss in losses))
+
+
+def test_few_active_latents_are_listed():
+    p = problem(2, batch=5, d=4, n_latents=70)
+    with torch.no_grad():
+        p["b_enc"][2:] -= 100
+    assert not isinstance(kernels.encode(*(p[n] for n in NAMES[:4]), ReLU(), may_be_wide=True), WideLatents)
+
+
 @given(st.integers(0, 10**6), st.integers(0, 4), st.integers(1, 6), st.data())
 def test_decode_of_any_latents(seed, batch, n_latents, data):
     """Rows without entries, entries of value 0, and a latent twice in a row, whose values add up."""
@@ -229,12 +265,14 @@ def test_decode_of_any_latents(seed, batch, n_latents, data):
 def test_row_gradients_by_a_dense_product(seed, batch, nnz, n_latents):
     generator = torch.Generator().manual_seed(seed)
     indices = torch.randint(n_latents, (nnz,), generator=generator)
-    rows = torch.randint(batch, (nnz,), generator=generator)
+    rows = torch.randint(batch, (nnz,), generator=generator).sort().values
+    entries = Entries(indices, torch.searchsorted(rows, torch.arange(batch + 1)))
+    assert torch.equal(entries.rows, rows)
     weights = torch.randn(nnz, generator=generator, dtype=torch.float64)
     table = torch.randn(batch, 3, generator=generator, dtype=torch.float64)
     matrix = torch.zeros(n_latents, batch, dtype=torch.float64)
     matrix.index_put_((indices, rows), weights, accumulate=True)
-    found = kernels.row_gradients(indices, rows, weights, table, n_latents)
+    found = kernels.row_gradients(entries, weights, table, n_latents)
     torch.testing.assert_close(found, matrix @ table, rtol=1e-12, atol=1e-12)
 
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae.latents import Latents, rows_of
+from sae.latents import Entries, Latents
 
 # Three rows: l2 fires and l0 was selected without firing; nothing; l1 and l2 fire.
 EXAMPLE = Latents(
@@ -40,9 +40,11 @@ def test_a_subset_keeps_rows_in_place():
     assert EXAMPLE.subset(torch.zeros(4, dtype=torch.bool)).offsets.tolist() == [0, 0, 0, 0]
 
 
-def test_rows_of_offsets():
-    assert rows_of(torch.tensor([0, 2, 2, 5]), 5).tolist() == [0, 0, 2, 2, 2]
-    assert rows_of(torch.tensor([0]), 0).tolist() == []
+def test_rows_of_entries_and_their_order_by_latent():
+    entries = Entries(torch.tensor([3, 1, 1, 0, 3]), torch.tensor([0, 2, 2, 5]))
+    assert entries.rows.tolist() == [0, 0, 2, 2, 2]
+    assert [side.tolist() for side in entries.by_latent] == [[0, 1, 1, 3, 3], [3, 1, 2, 0, 4]]
+    assert Entries(torch.tensor([], dtype=torch.long), torch.tensor([0])).rows.tolist() == []
 
 
 @st.composite

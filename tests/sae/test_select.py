@@ -94,6 +94,18 @@ def test_a_batch_without_a_positive_one_keeps_nothing():
     assert latents.offsets.tolist() == [0, 0, 0], "0 is not positive"
 
 
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 300), data=st.data())
+def test_a_gpus_choice_is_the_same(seed, n, data):
+    """Equal strengths are taken in their order, which is that of the keys; others come with too few positive ones."""
+    strengths = torch.randn(n, generator=torch.Generator().manual_seed(seed)).mul(4).round()
+    wanted, keys = data.draw(st.integers(1, n)), 3 * torch.arange(n)
+    for names in (None, keys):
+        own, found = select._largest_on_gpu(strengths, names, wanted), select._largest(strengths, names, wanted)
+        assert len(own) == wanted
+        positive = own[strengths[own if names is None else own // 3] > 0]
+        assert sorted(positive.tolist()) == sorted(found.tolist())
+
+
 @pytest.mark.parametrize("choose", [BatchTopK(7), JumpReLU(torch.zeros(45)), ReLU()], ids=lambda s: repr(s)[:9])
 def test_a_rows_entries_ascend(choose):
     """Matryoshka relies on it: its prefixes are stretches of each row."""

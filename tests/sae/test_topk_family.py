@@ -1,5 +1,7 @@
 """What TopK, BatchTopK, Matryoshka, Switch and matching pursuit promise alike."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -69,6 +71,29 @@ def test_the_part_of_a_gradient_along_its_row_is_removed():
     # l0 on (1,0) leaves (0,1.14); l2 . (.6,.8) = 1.53, leaves (.816,-.612)
     close(dictionary.W_dec.grad, [[0, 1.14], [0, 0], [0.816, -0.612], [0, 0]])
     close(dictionary.W_enc.grad, [[1.53, 1.02], [0, 0], [1.35, 0.9], [0, 0]])
+
+
+@pytest.mark.parametrize("auxk", [1, 2, 6])
+@pytest.mark.parametrize("choices", [{}, {"ghost_coef": 0.5}, {"decoder": "folded"}], ids=str)
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_dead_latents_may_be_padded(auxk, choices, precision):
+    """Two dead ones in room for seven learn what they learn in room for two."""
+    found = []
+    for room in (None, 7):
+        dictionary, x = build("topk", auxk=auxk, **choices)
+        dictionary, x = dictionary.float(), x.float()
+        now = replace(step(1, 3, n_latents=8), room=room)
+        with torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):
+            out = dictionary(x, x, now)
+        total(out).backward()
+        found.append([out.terms, {name: p.grad for name, p in dictionary.named_parameters()}])
+    assert found[0][0]["auxk"] > 0
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+def test_no_room_is_asked_for_where_none_can_be_dead():
+    dictionary, x = build("topk")
+    assert "auxk" not in dictionary(x, x, replace(step(1, 3, n_latents=8), room=0)).terms
 
 
 def test_inputs_and_reconstructions_are_in_the_networks_units():

@@ -1,0 +1,273 @@
+"""Sparse steps, on any backend's kernels.
+
+A sparse step needs one dense product, the pre-activations; all else touches the active latents
+only. Where more than a share of all latents is active (a ReLU dictionary in its first steps), dense
+products are faster and take over.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from sae.kernels.torch import Kernels
+from sae.latents import Entries, Latents, WideLatents
+from sae.select import BatchTopK, Selection, TopK, gather, weighted
+
+CHUNK_ROWS = 512  # rows of pre-activations at a time: those of 24,576 latents, in bfloat16, are 25 MB and stay in cache
+GPU_CHUNK = 1 << 28  # pre-activations at a time on a GPU: enough to fill it
+ROW_SHARE = 4  # how many times its mean a row may have of a batch's latents before it is looked at again
+PROBE_ROWS, WIDE_SHARE = 64, 0.03  # of the first rows, so many entries: then whole matrices are faster
+DENSE_SHARE = 0.05  # of all latents active: above it one dense product beats the sums over entries
+GPU_DENSE_SHARE = 0.006  # the same on a GPU, where the product is rounded: an H200 takes 2.2 ns an entry, 16 ps a cell
+
+
+def encode(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, b_pre: Tensor | None, select: Selection, own: Kernels, may_be_wide: bool
+) -> Latents:
+    """See `sae.kernels.encode`."""
+    centred = x if b_pre is None else x - b_pre
+    if may_be_wide and select.is_elementwise and _keeps_many(centred, W_enc, b_enc, select):
+        wide = _WidePreActs.apply(x, W_enc, b_enc, b_pre, centred.detach())
+        return WideLatents(select.values(wide, ...), wide)  # type: ignore[arg-type]
+    with torch.no_grad():
+        kept, picked = _select(centred, W_enc, b_enc, select, own)
+    pre_acts: Tensor = _PreActs.apply(x, W_enc, b_enc, b_pre, centred.detach(), picked, kept, own)  # type: ignore[assignment]
+    return Latents.of(select.values(pre_acts, kept.indices), kept, pre_acts, len(W_enc))
+
+
+def _select(centred: Tensor, W_enc: Tensor, b_enc: Tensor, select: Selection, own: Kernels) -> tuple[Entries, Tensor]:
+    """What is kept, and the pre-activations of that, by chunks of rows where the selection allows it.
+
+    Under autocast the product that decides is bfloat16. Where little is kept, its pre-activations are then
+    computed again in full precision: rounding changes what is barely kept, and no value.
+    """
+    is_rounded = torch.is_autocast_enabled(centred.device.type)
+    with torch.autocast(centred.device.type, enabled=False):
+        product = (_Rounded if is_rounded else _Exact)(W_enc, b_enc, select.sizes)
+        if isinstance(select, BatchTopK):
+            kept = _largest_of_batch(centred, product, len(W_enc), select, own)
+            return kept, own.dots(kept, centred, W_enc) + b_enc[kept.indices]
+        kept, picked = _select_by(select, product, centred, own)
+        if is_rounded and (select.sizes is not None or not _is_dense(kept, len(W_enc), is_rounded)):
+            return kept, own.dots(kept, centred, W_enc) + b_enc[kept.indices]
+        return kept, picked.to(b_enc.dtype)
+
+
+def _chunks(x: Tensor, n_latents: int) -> Sequence[Tensor]:
+    return x.split(CHUNK_ROWS if x.device.type == "cpu" else max(CHUNK_ROWS, GPU_CHUNK // n_latents))
+
+
+def _select_by(select: Selection, product: "_Product", centred: Tensor, own: Kernels) -> tuple[Entries, Tensor]:
+    """What is kept, and the pre-activations that decided."""
+    parts, picked = [], []
+    for rows in _chunks(centred, product.n_latents) if select.is_rowwise else [centred]:
+        pre_acts, strengths = product(rows)
+        if type(select) is TopK:
+            parts.append(_of_each_row(own.largest(strengths, select.k)))
+        else:
+            parts.append(select.entries(strengths))
+        picked.append(gather(pre_acts, parts[-1]))
+    return _joined(parts), torch.cat(picked)
+
+
+def _of_each_row(indices: Tensor) -> Entries:
+    """As many entries in every row."""
+    return Entries(indices.flatten(), torch.arange(0, indices.numel() + 1, indices.shape[1], device=indices.device))
+
+
+def _joined(parts: Sequence[Entries]) -> Entries:
+    """Entries of consecutive rows as those of one batch."""
+    if len(parts) == 1:
+        return parts[0]
+    counts = torch.cat([part.offsets.diff() for part in parts])
+    return Entries(torch.cat([part.indices for part in parts]), torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
+
+
+@torch.no_grad()
+def _keeps_many(centred: Tensor, W_enc: Tensor, b_enc: Tensor, select: Selection) -> bool:
+    """Whether so many entries of the first rows are kept that whole matrices are faster."""
+    rows = centred[:PROBE_ROWS]
+    product = (_Rounded if torch.is_autocast_enabled(rows.device.type) else _Exact)(W_enc, b_enc, select.sizes)
+    with torch.autocast(rows.device.type, enabled=False):
+        return len(select.entries(product(rows)[1]).indices) > WIDE_SHARE * len(rows) * len(W_enc)
+
+
+class _Exact:
+    """`rows -> (pre-activations, the same as they compete)`."""
+
+    def __init__(self, W_enc: Tensor, b_enc: Tensor, sizes: Tensor | None) -> None:
+        self.W, self.b, self.sizes, self.n_latents = W_enc, b_enc, sizes, len(W_enc)
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        pre_acts = torch.addmm(self.b, rows, self.W.T)
+        return pre_acts, weighted(pre_acts, self.sizes)
+
+
+class _Rounded:
+    """The same in bfloat16. Weights are rounded, and laid out, once; sizes are multiplied into them, so that both
+    sides are as they compete."""
+
+    def __init__(self, W_enc: Tensor, b_enc: Tensor, sizes: Tensor | None) -> None:
+        W, b = (W_enc, b_enc) if sizes is None else (W_enc * sizes[:, None], b_enc * sizes)
+        self.W, self.b, self.n_latents = W.bfloat16(), b.bfloat16(), len(W)
+        # oneDNN's own layout: a tenth faster over many chunks
+        has_layout = W.device.type == "cpu" and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        self.laid_out = torch.ops.mkldnn._reorder_linear_weight(self.W, CHUNK_ROWS) if has_layout else None
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        rows = rows.bfloat16()
+        if self.laid_out is None:
+            strengths = linear(rows, self.W, self.b)
+        else:
+            strengths = torch.ops.mkldnn._linear_pointwise(rows, self.laid_out, self.b, "none", [], "")
+        return strengths, strengths
+
+
+_Product = _Exact | _Rounded
+
+
+def _largest_of_batch(centred: Tensor, product: _Product, n_latents: int, select: BatchTopK, own: Kernels) -> Entries:
+    """BatchTopK's choice from the largest few of each row, so that the wide matrix never exists whole.
+
+    Where all of a row's few have been chosen more might have been: such rows are looked at again, for more.
+    """
+    rows, limit = torch.arange(len(centred), device=centred.device), min(ROW_SHARE * select.k, n_latents)
+    settled: list[tuple[Tensor, Tensor]] = []
+    while True:
+        values, keys = [], []
+        for part in _chunks(rows, n_latents):
+            strengths = product(centred[part])[1]
+            indices = own.largest(strengths, limit)
+            values.append(strengths.gather(1, indices))
+            keys.append(indices + n_latents * part[:, None])
+        newest = torch.cat(values), torch.cat(keys)
+        candidates, names = (
+            torch.cat([part.flatten() for part in side]) for side in zip(newest, *settled, strict=True)
+        )
+        kept = select.choose(candidates, names, len(centred), n_latents)
+        is_full = kept.offsets.diff()[rows] == limit
+        if limit == n_latents or not bool(is_full.any()):
+            return kept
+        settled.append((newest[0][~is_full], newest[1][~is_full]))
+        rows, limit = rows[is_full], min(ROW_SHARE * limit, n_latents)
+
+
+def decode(latents: Latents, W_dec: Tensor, own: Kernels) -> Tensor:
+    """Weighted sum of the rows of `W_dec` that are active."""
+    if isinstance(latents, WideLatents):
+        return (latents.values @ W_dec).to(W_dec.dtype)
+    return _Decode.apply(latents.values, latents.entries, W_dec, own)  # type: ignore[return-value]
+
+
+def row_gradients(
+    entries: Entries, weights: Tensor, table: Tensor, n_latents: int, own: Kernels, is_rounded: bool = False
+) -> Tensor:
+    """See `Kernels.row_gradients`; a dense product, and it alone, may be rounded to bfloat16."""
+    if _is_dense(entries, n_latents, is_rounded):
+        return _product(_dense(entries, weights, len(table), n_latents).T, table, is_rounded)
+    return own.row_gradients(entries, weights, table, n_latents)
+
+
+def _sum_rows(entries: Entries, values: Tensor, matrix: Tensor, own: Kernels, is_rounded: bool) -> Tensor:
+    batch = len(entries.offsets) - 1
+    if _is_dense(entries, len(matrix), is_rounded):
+        return _product(_dense(entries, values, batch, len(matrix)), matrix, is_rounded)
+    return own.sum_rows(entries, values, matrix)
+
+
+def _is_dense(entries: Entries, n_latents: int, is_rounded: bool) -> bool:
+    on_gpu = entries.indices.device.type != "cpu"
+    share = GPU_DENSE_SHARE if on_gpu and is_rounded else DENSE_SHARE
+    return len(entries.indices) > share * (len(entries.offsets) - 1) * n_latents
+
+
+def _dense(entries: Entries, weights: Tensor, batch: int, n_latents: int) -> Tensor:
+    flat = entries.rows * n_latents + entries.indices
+    return weights.new_zeros(batch * n_latents).index_add_(0, flat, weights).view(batch, -1)
+
+
+def _product(a: Tensor, b: Tensor, is_rounded: bool) -> Tensor:
+    return (a.bfloat16() @ b.bfloat16()).to(a.dtype) if is_rounded else a @ b
+
+
+class _WidePreActs(torch.autograd.Function):
+    """All pre-activations. The gradient of `b_pre` is the same for all rows, and no product of its own."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        W_enc: Tensor,
+        b_enc: Tensor,
+        b_pre: Tensor | None,  # noqa: ARG004 - gets a gradient
+        centred: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(centred, W_enc)
+        ctx.is_rounded = torch.is_autocast_enabled(x.device.type)
+        with torch.autocast(x.device.type, enabled=False):
+            return _product(centred, W_enc.T, ctx.is_rounded).add_(b_enc)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        centred, W_enc = ctx.saved_tensors
+        grad_x = _product(grad, W_enc, ctx.is_rounded) if ctx.needs_input_grad[0] else None
+        grad_W = _product(grad.T, centred, ctx.is_rounded) if ctx.needs_input_grad[1] else None
+        grad_b_enc = grad.sum(dim=0)
+        grad_b_pre = -(grad_b_enc @ W_enc) if ctx.needs_input_grad[3] else None
+        return grad_x, grad_W, grad_b_enc, grad_b_pre, None
+
+
+class _PreActs(torch.autograd.Function):
+    """Kept pre-activations that have been computed already; their gradient touches no others."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        W_enc: Tensor,
+        b_enc: Tensor,  # noqa: ARG004 - gets a gradient
+        b_pre: Tensor | None,  # noqa: ARG004 - gets a gradient
+        centred: Tensor,
+        picked: Tensor,
+        entries: Entries,
+        own: Kernels,
+    ) -> Tensor:
+        ctx.save_for_backward(centred, W_enc)
+        ctx.entries, ctx.own, ctx.is_rounded = entries, own, torch.is_autocast_enabled(x.device.type)
+        return picked
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (centred, W_enc), entries, own = ctx.saved_tensors, ctx.entries, ctx.own
+        grad_x = _sum_rows(entries, grad, W_enc, own, ctx.is_rounded) if ctx.needs_input_grad[0] else None
+        grad_W = None
+        if ctx.needs_input_grad[1]:
+            grad_W = row_gradients(entries, grad, centred, len(W_enc), own, ctx.is_rounded)
+        grad_b_enc = own.latent_sums(entries, grad, len(W_enc))
+        # every row is centred by the same b_pre: its gradient needs the sum over the batch only
+        grad_b_pre = -(grad_b_enc @ W_enc) if ctx.needs_input_grad[3] else None
+        return grad_x, grad_W, grad_b_enc, grad_b_pre, None, None, None, None
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, entries: Entries, W_dec: Tensor, own: Kernels) -> Tensor:
+        ctx.save_for_backward(values, W_dec)
+        ctx.entries, ctx.own, ctx.is_rounded = entries, own, torch.is_autocast_enabled(values.device.type)
+        with torch.autocast(values.device.type, enabled=False):
+            return _sum_rows(entries, values, W_dec, own, ctx.is_rounded)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (values, W_dec), entries, own, grad = ctx.saved_tensors, ctx.entries, ctx.own, grad.contiguous()
+        if _is_dense(entries, len(W_dec), ctx.is_rounded):
+            grad_values = _product(grad, W_dec.T, ctx.is_rounded)[entries.rows, entries.indices]
+        else:
+            grad_values = own.dots(entries, grad, W_dec)
+        grad_W = None
+        if ctx.needs_input_grad[2]:
+            grad_W = row_gradients(entries, values, grad, len(W_dec), own, ctx.is_rounded)
+        return grad_values, None, grad_W, None

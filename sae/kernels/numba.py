@@ -1,0 +1,197 @@
+"""Kernels compiled by numba, if it is installed: for the CPU, where torch's own operation is far from the floor.
+
+Equal to those of `sae.kernels.torch`, entry for entry, but for which of equal strengths is taken at the edge.
+"""
+
+from typing import no_type_check
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae.kernels.torch import Kernels
+from sae.latents import Entries
+
+LANES = 64  # entries that are compared at once
+MAX_THREADS = numba.get_num_threads()
+DEPTH = 64  # entries of which a bucket holds the largest, where the row is long enough
+
+
+class Numba(Kernels):
+    """Plain torch, but for what reads each row once here and more often there."""
+
+    def largest(self, strengths: Tensor, k: int) -> Tensor:
+        """The row is cut into strided buckets; the k-th largest of their maxima is a lower bound of the k-th
+        entry, and only buckets whose maximum reaches it are looked at again."""
+        if strengths.dtype not in (torch.float32, torch.bfloat16):
+            return super().largest(strengths, k)
+        array = strengths.contiguous()
+        # as integers bfloat16 keeps its order among positive numbers, which negative ones are below
+        raw = array.view(torch.int16).numpy() if array.dtype == torch.bfloat16 else array.numpy()
+        out = np.empty((len(raw), k), dtype=np.int64)
+        depth = max(1, min(DEPTH, raw.shape[1] // (LANES * max(1, -(-2 * k // LANES)))))
+        _take_threads()
+        _largest(raw, k, depth, out)
+        return torch.from_numpy(out)
+
+    def dots(self, entries: Entries, table: Tensor, matrix: Tensor) -> Tensor:
+        if not _are_plain(table, matrix):
+            return super().dots(entries, table, matrix)
+        out = torch.empty(len(entries.indices))
+        _take_threads()
+        _dots(*_arrays(entries.indices, entries.offsets, table, matrix, out))
+        return out
+
+    def row_gradients(self, entries: Entries, weights: Tensor, table: Tensor, n_latents: int) -> Tensor:
+        if not _are_plain(weights, table):
+            return super().row_gradients(entries, weights, table, n_latents)
+        latents, order = entries.by_latent
+        bounds = torch.searchsorted(latents, torch.arange(n_latents + 1, dtype=latents.dtype))
+        # numpy's memory comes in huge pages, and needs no thousands of faults
+        out = torch.from_numpy(np.empty((n_latents, table.shape[1]), dtype=np.float32))
+        _take_threads()
+        _row_gradients(*_arrays(bounds, entries.rows[order], weights[order], table, out))
+        return out
+
+    def normalise_rows(self, matrix: Tensor) -> None:
+        if not _are_plain(matrix):
+            return super().normalise_rows(matrix)
+        _take_threads()
+        _normalise_rows(*_arrays(matrix))
+        return None
+
+    def remove_parallel(self, gradient: Tensor, unit: Tensor) -> None:
+        if not _are_plain(gradient, unit):
+            return super().remove_parallel(gradient, unit)
+        _take_threads()
+        _remove_parallel(*_arrays(gradient, unit))
+        return None
+
+
+def _take_threads() -> None:
+    """As many as torch has."""
+    numba.set_num_threads(min(torch.get_num_threads(), MAX_THREADS))
+
+
+def _are_plain(*matrices: Tensor) -> bool:
+    return all(matrix.dtype == torch.float32 and matrix.is_contiguous() for matrix in matrices)
+
+
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+
+
+@numba.njit(parallel=True, cache=True, boundscheck=False, fastmath={"nsz"})
+@no_type_check  # numba compiles what it finds, and tests would wrap what has types
+def _largest(strengths: np.ndarray, k: int, depth: int, out: np.ndarray) -> None:
+    rows, n = strengths.shape
+    block = LANES * depth
+    n_blocks = n // block
+    n_buckets = n_blocks * LANES
+    for b in numba.prange(rows):
+        row = strengths[b]
+        if n_buckets < k:
+            _keep(row, np.arange(n), n, k, out[b])
+            continue
+        maxima = np.empty(n_buckets, strengths.dtype)
+        for i in range(n_blocks):
+            best = maxima[i * LANES : (i + 1) * LANES]
+            first = row[i * block : i * block + LANES]
+            for j in range(LANES):
+                best[j] = first[j]
+            for t in range(1, depth):
+                part = row[i * block + t * LANES : i * block + (t + 1) * LANES]
+                for j in range(LANES):
+                    best[j] = max(best[j], part[j])
+        bound = np.partition(maxima, n_buckets - k)[n_buckets - k]
+        found = np.empty(n, np.int64)
+        count = 0
+        for i in range(n_buckets):
+            if maxima[i] >= bound:
+                start = (i // LANES) * block + i % LANES
+                for t in range(depth):
+                    if row[start + t * LANES] >= bound:
+                        found[count] = start + t * LANES
+                        count += 1
+        for i in range(n_blocks * block, n):
+            if row[i] >= bound:
+                found[count] = i
+                count += 1
+        _keep(row, found, count, k, out[b])
+
+
+@numba.njit(cache=True, boundscheck=False)
+@no_type_check
+def _keep(row: np.ndarray, found: np.ndarray, count: int, k: int, out: np.ndarray) -> None:
+    """Write the k largest of the first `count` found; of equal ones at the edge, those that were found first."""
+    values = row[found[:count]]
+    edge = np.partition(values, count - k)[count - k]
+    kept = 0
+    for e in range(count):
+        if values[e] > edge:
+            out[kept] = found[e]
+            kept += 1
+    for e in range(count):
+        if kept == k:
+            break
+        if values[e] == edge:
+            out[kept] = found[e]
+            kept += 1
+
+
+SUMS = {"nsz", "reassoc", "contract"}  # a row's sum may be one of many lanes
+
+
+@numba.njit(parallel=True, cache=True, boundscheck=False, fastmath=SUMS)
+@no_type_check
+def _dots(indices: np.ndarray, offsets: np.ndarray, table: np.ndarray, matrix: np.ndarray, out: np.ndarray) -> None:
+    for row in numba.prange(len(offsets) - 1):
+        x = table[row]
+        for entry in range(offsets[row], offsets[row + 1]):
+            out[entry] = _dot(x, matrix[indices[entry]])
+
+
+@numba.njit(parallel=True, cache=True, boundscheck=False, fastmath=SUMS)
+@no_type_check
+def _row_gradients(
+    bounds: np.ndarray, rows: np.ndarray, weights: np.ndarray, table: np.ndarray, out: np.ndarray
+) -> None:
+    for latent in numba.prange(len(out)):
+        total = out[latent]
+        for j in range(len(total)):
+            total[j] = 0
+        for entry in range(bounds[latent], bounds[latent + 1]):
+            x, weight = table[rows[entry]], weights[entry]
+            for j in range(len(total)):
+                total[j] += weight * x[j]
+
+
+@numba.njit(parallel=True, cache=True, boundscheck=False, fastmath=SUMS)
+@no_type_check
+def _normalise_rows(matrix: np.ndarray) -> None:
+    for i in numba.prange(len(matrix)):
+        row = matrix[i]
+        norm = np.sqrt(_dot(row, row))
+        if norm > 0:
+            for j in range(len(row)):
+                row[j] = row[j] / norm
+
+
+@numba.njit(parallel=True, cache=True, boundscheck=False, fastmath=SUMS)
+@no_type_check
+def _remove_parallel(gradient: np.ndarray, unit: np.ndarray) -> None:
+    for i in numba.prange(len(gradient)):
+        g, u = gradient[i], unit[i]
+        along = _dot(g, u)
+        for j in range(len(g)):
+            g[j] -= along * u[j]
+
+
+@numba.njit(cache=True, boundscheck=False, fastmath=SUMS)
+@no_type_check
+def _dot(a: np.ndarray, b: np.ndarray) -> float:
+    total = np.float32(0)
+    for j in range(len(a)):
+        total += a[j] * b[j]
+    return total

@@ -1,0 +1,124 @@
+"""What touches active latents only, by every backend: equal to plain torch in float64. Triton runs on a GPU, or in its
+interpreter."""
+
+import importlib.util
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sae.kernels.torch import Kernels
+from sae.latents import Entries
+
+PLAIN = Kernels()
+GPU = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def backend(name: str) -> tuple[Kernels, str]:
+    """A backend, and where its tensors lie."""
+    if name == "torch":
+        return PLAIN, "cpu"
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    if name == "numba":
+        from sae.kernels.numba import Numba
+
+        return Numba(), "cpu"
+    from sae.kernels.triton import Triton
+
+    return Triton(), GPU
+
+
+@pytest.fixture(params=["torch", "numba", "triton"])
+def own(request) -> tuple[Kernels, str]:
+    return backend(request.param)
+
+
+def problem(
+    device: str, seed: int, counts: list[int], n_latents: int, d: int, kind: torch.dtype
+) -> tuple[Entries, Tensor, Tensor, Tensor]:
+    """Entries, a weight for each, a table of the batch and a matrix of the latents."""
+    generator = torch.Generator().manual_seed(seed)
+    offsets = torch.tensor([0, *counts]).cumsum(0)
+    nnz = sum(counts)
+    skewed = (n_latents * torch.rand(nnz, generator=generator) ** 4).long()  # some latents are in nearly every row
+    weights, table, matrix = (
+        torch.randn(shape, generator=generator).to(kind) for shape in ((nnz,), (len(counts), d), (n_latents, d))
+    )
+    entries = Entries(skewed.to(device), offsets.to(device))
+    return entries, weights.to(device), table.to(device), matrix.to(device)
+
+
+def check_sums(
+    own: tuple[Kernels, str], seed: int, counts: list[int], n_latents: int, d: int, kind: torch.dtype
+) -> None:
+    kernels, device = own
+    entries, weights, table, matrix = problem(device, seed, counts, n_latents, d, kind)
+    found = {
+        "dots": kernels.dots(entries, table, matrix),
+        "sum_rows": kernels.sum_rows(entries, weights, matrix),
+        "row_gradients": kernels.row_gradients(entries, weights, table, n_latents),
+        "latent_sums": kernels.latent_sums(entries, weights, n_latents),
+    }
+    weights, table, matrix = weights.double(), table.double(), matrix.double()
+    exact = torch.zeros(len(counts), n_latents, dtype=torch.float64, device=device)
+    exact.index_put_((entries.rows, entries.indices), weights, accumulate=True)
+    expected = {
+        "dots": (table[entries.rows] * matrix[entries.indices]).sum(1),
+        "sum_rows": exact @ matrix,
+        "row_gradients": exact.T @ table,
+        "latent_sums": exact.sum(0),
+    }
+    loose = 1e-12 if kind == torch.float64 else 1e-4
+    for name, value in expected.items():
+        assert found[name].dtype == kind
+        torch.testing.assert_close(
+            found[name].double(), value, rtol=loose, atol=loose, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@given(
+    st.integers(0, 10**6),
+    st.lists(st.integers(0, 20), max_size=4),
+    st.integers(1, 6),
+    st.sampled_from([1, 3, 300]),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+@settings(max_examples=30)
+def test_sums_are_the_dense_ones(own, seed, counts, n_latents, d, kind):
+    check_sums(own, seed, counts, n_latents, d, kind)
+
+
+def test_repeats_are_equal_bit_for_bit(own):
+    kernels, device = own
+    entries, weights, table, matrix = problem(device, 0, [8] * 16, 5, 64, torch.float32)
+    first, again = (
+        [
+            kernels.dots(entries, table, matrix),
+            kernels.sum_rows(entries, weights, matrix),
+            kernels.row_gradients(entries, weights, table, 5),
+            kernels.latent_sums(entries, weights, 5),
+        ]
+        for _ in range(2)
+    )
+    assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("d", [1, 5, 64])
+def test_rows_are_normalised_and_parallel_parts_removed(own, d, kind):
+    kernels, device = own
+    generator = torch.Generator().manual_seed(d)
+    matrix, gradient = (torch.randn(7, d, generator=generator).to(device, kind) for _ in range(2))
+    matrix[3] = 0
+    expected = [matrix.clone(), gradient.clone()]
+    PLAIN.normalise_rows(expected[0])
+    kernels.normalise_rows(matrix)
+    torch.testing.assert_close(matrix, expected[0])
+    assert bool((matrix[3] == 0).all())
+    PLAIN.remove_parallel(expected[1], matrix)
+    kernels.remove_parallel(gradient, matrix)
+    torch.testing.assert_close(gradient, expected[1], rtol=1e-5, atol=1e-6)
+    assert float((gradient * matrix).sum(1).abs().max()) < 1e-5

@@ -1,0 +1,60 @@
+"""The compiled top-k: strengths as torch's, at every size, with ties, with rows that have few positive entries."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+numba = pytest.importorskip("sae.kernels.numba").Numba()
+
+
+def strengths(seed: int, rows: int, n: int, dtype: torch.dtype, shift: float = 0.0) -> torch.Tensor:
+    return (torch.randn(rows, n, generator=torch.Generator().manual_seed(seed)) + shift).to(dtype)
+
+
+def check(values: torch.Tensor, k: int) -> None:
+    found = numba.largest(values, k)
+    assert found.shape == (len(values), k)
+    assert all(len(set(row)) == k for row in found.tolist()), "each entry once"
+    own, torchs = values.gather(1, found), values.topk(k, dim=1).values
+    # of entries that are not positive any may be taken
+    assert torch.equal(own.float().relu().sort(1).values, torchs.float().relu().sort(1).values)
+
+
+@given(
+    st.integers(0, 10**6),
+    st.integers(0, 4),
+    st.integers(1, 700),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.data(),
+)
+@settings(max_examples=60)
+def test_it_is_torchs(seed, rows, n, dtype, data):
+    check(strengths(seed, rows, n, dtype), data.draw(st.integers(1, n)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("n", "k"), [(4096, 32), (24_576, 32), (24_576, 128), (24_577, 32), (5000, 1000)])
+def test_it_is_torchs_at_real_sizes(n, k, dtype):
+    check(strengths(0, 8, n, dtype), k)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ties_and_rows_without_positive_entries(dtype):
+    check(torch.zeros(3, 5000, dtype=dtype), 7)
+    check(torch.ones(3, 5000, dtype=dtype), 7)
+    check(strengths(0, 3, 5000, dtype, shift=-3.2), 64)  # a few are positive
+    check(strengths(0, 3, 5000, dtype, shift=-100.0), 64)
+    check(strengths(0, 3, 5000, dtype).round(), 2000)
+    inner = torch.zeros(2, 5000, dtype=dtype)
+    inner[:, -1] = 1.0  # behind the last whole block
+    assert (numba.largest(inner, 1) == 4999).all()
+
+
+def test_a_row_that_is_not_contiguous():
+    check(strengths(0, 5000, 3, torch.float32).T, 32)
+
+
+def test_the_same_entries_every_time():
+    values = strengths(0, 16, 5000, torch.bfloat16)
+    assert torch.equal(numba.largest(values, 50), numba.largest(values, 50))
