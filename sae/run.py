@@ -34,7 +34,7 @@ V = TypeVar("V", bound="View")
 VERSIONS = {
     "tokens": 1,
     "activations": 1,
-    "dictionary": 5,
+    "dictionary": 6,
     "evaluation": 2,
     "codes": 1,
     "index": 1,
@@ -295,6 +295,7 @@ class Run:
 
 def dictionaries(runs: Sequence[Run]) -> list[Box]:
     """The dictionaries of runs that share their activations, learnt from one stream of batches."""
+    from sae.model import resolve_precision
     from sae.store import ActivationStore
     from train.learner import Member
     from train.trainer import fit
@@ -310,7 +311,8 @@ def dictionaries(runs: Sequence[Run]) -> list[Box]:
             "activations": run.activations.digest,
             "type": run.cfg.sae_type,
             "sae": to_json(run.cfg.sae),
-            "train": {k: v for k, v in to_json(run.cfg.train).items() if k not in ("tracker", "checkpoint_seconds")},
+            "train": {k: v for k, v in to_json(run.cfg.train).items() if k not in ("tracker", "checkpoint_seconds")}
+            | {"precision": resolve_precision(run.cfg.train.precision, first.subject.device)},
             "seed": run.cfg.seed,
         }
         for run in runs

@@ -70,7 +70,8 @@ def optimizer_numbers(optimizer: Part, prefix: str) -> dict[str, int | float]:
         for key, value in group.items()
     }
     every = {**_state(optimizer, prefix), **groups}
-    return {name: value for name, value in every.items() if isinstance(value, int | float)}
+    # whether steps can be recorded is the machine's, not the run's
+    return {k: v for k, v in every.items() if isinstance(v, int | float) and not k.endswith("/capturable")}
 
 
 def restore_optimizer(

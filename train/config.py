@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sae.config import Natural, Positive, PositiveFloat, Share, config
+from sae.config import Natural, Positive, PositiveFloat, Precision, Share, config
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 OptimizerName = Literal["adam", "adam8bit", "muon", "signum", "schedule_free"]
@@ -30,8 +30,9 @@ class TrainConfig:
     accumulate: Positive = 1
     """Parts that a batch is computed in, one after another, to save memory. What looks at a whole batch (BatchTopK,
     the variance that AuxK is divided by) looks at a part."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the dense products; weights, sums and losses are always float32."""
+    precision: Precision = "auto"
+    """Precision of the dense products: `auto` is bfloat16 where it is native, else float32. Weights, sums, losses and
+    the values of few latents are always float32."""
     optimizer: OptimizerName = "adam"
     """`adam8bit` keeps its moments in 8 bits; `muon` orthogonalises the matrices' updates; `schedule_free` is Adam
     that averages the weights in the place of a decay of the learning rate; `signum` does so too, and steps by the

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,17 @@ from sae.config import to_json
 from sae.dictionary import SAE, Dictionary, Forward, InputStats, Shape, Step
 from sae.errors import ConfigError, DataError
 from sae.files import write_json
+from sae.model import resolve_precision
 from sae.stage import SCRATCH
 from sae.store import ActivationStore, Pairs, Places
 from train import checkpoint, optim, revive
 from train.checkpoint import Progress
 from train.config import TrainConfig
 from train.evaluate import reconstruct
+from train.graphs import Graphs
 from train.schedule import lr_scale
+
+LEAST_ROOM = 64  # dead latents that others are padded to
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +60,8 @@ class Learner:
     """
 
     def __init__(self, member: Member, store: ActivationStore, n_steps: int, accelerator: Accelerator) -> None:
-        self.member, self.cfg, self.n_steps, self.accelerator = member, member.train, n_steps, accelerator
+        self.member, self.n_steps, self.accelerator = member, n_steps, accelerator
+        self.cfg = replace(member.train, precision=resolve_precision(member.train.precision, accelerator.device))
         self.store = store
         self.held_out = store.pairs(member.places, "select")
         outputs = member.places.outputs
@@ -100,6 +105,8 @@ class Learner:
             log.info("resuming at step %d", self.progress.step)
         self.progress.silent_tokens = self.progress.silent_tokens.to(self.accelerator.device)
         self.model = self.accelerator.prepare(self.dictionary)
+        is_alike = self.dictionary.steps_are_alike and self.cfg.optimizer == "adam" and self.average is None
+        self._work = Graphs(self._update) if is_alike and self.accelerator.device.type == "cuda" else self._update
 
     def _average(self) -> AveragedModel:
         return AveragedModel(self.dictionary, multi_avg_fn=get_ema_multi_avg_fn(self.cfg.ema))
@@ -129,13 +136,27 @@ class Learner:
             self.settings.lr * lr_scale(self.progress.step, self.n_steps, self.settings.warmup, self.settings.decay)
         )
         self._revive()
-        now = Step(self.progress.step, self.n_steps, self.dead)
-        self.terms: dict[str, Tensor] = {}
+        self.terms: dict[str, Tensor] = self._work(rows, self._room())
+        self.progress.step += 1
+
+    def _room(self) -> int | None:
+        """See `Step.room`: on a GPU the next power of two, so that steps are alike; 0 as long as none can be dead."""
+        if self.progress.step * self.cfg.batch < dead_window(self.cfg):
+            return 0
+        if self.accelerator.device.type == "cpu":
+            return None
+        n_dead = int(self.dead.sum())
+        return min(self.member.sae.n_latents, max(LEAST_ROOM, 1 << (n_dead - 1).bit_length())) if n_dead else 0
+
+    def _update(self, rows: Tensor, room: int | None) -> dict[str, Tensor]:
+        """All of a step that is done with tensors; returns the terms of the loss."""
+        now = Step(self.progress.step, self.n_steps, self.dead, room)
+        terms: dict[str, Tensor] = {}
         fired = torch.zeros_like(self.progress.silent_tokens)
         *others, last = rows.chunk(self.cfg.accumulate)
         for part in others:
-            self._learn(part, len(part) / len(rows), now, fired)
-        out = self._learn(last, len(last) / len(rows), now, fired)
+            self._learn(part, len(part) / len(rows), now, fired, terms)
+        out = self._learn(last, len(last) / len(rows), now, fired, terms)
         self.dictionary.before_step()
         if self.cfg.clip is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.cfg.clip)
@@ -143,18 +164,18 @@ class Learner:
         self.dictionary.after_step(out)
         if self.average is not None:
             self.average.update_parameters(self.dictionary)
-        self.progress.step += 1
         self.progress.silent_tokens += len(rows)
-        self.progress.silent_tokens[fired > 0] = 0
+        self.progress.silent_tokens.masked_fill_(fired > 0, 0)
+        return terms
 
-    def _learn(self, rows: Tensor, share: float, now: Step, fired: Tensor) -> Forward:
-        """Add a part's gradients, terms and firing counts to those of its batch, of which it is a `share`."""
+    def _learn(self, rows: Tensor, share: float, now: Step, fired: Tensor, terms: dict[str, Tensor]) -> Forward:
+        """Add a part's gradients, firing counts and terms to those of its batch, of which it is a `share`."""
         x, target = self.pairs.pick(rows)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.cfg.precision == "bfloat16"):
             out = self.model(x, target, now)
-        terms = {name: share * term.float() for name, term in out.terms.items()}
-        self.accelerator.backward(torch.stack(list(terms.values())).sum())
-        self.terms = {name: self.terms.get(name, 0) + term.detach() for name, term in terms.items()}
+        own = {name: share * term.float() for name, term in out.terms.items()}
+        self.accelerator.backward(torch.stack(list(own.values())).sum())
+        terms.update({name: terms.get(name, 0) + term.detach() for name, term in own.items()})
         fired += out.latents.firing_counts()
         return out
 

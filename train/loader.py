@@ -24,10 +24,17 @@ class _Window:
 
 
 class Loader:
-    """`batch(step)` of a split; batches of one window are read from disk once."""
+    """`batch(step)` of a split; batches of one window are read from disk once, and lie on `device`."""
 
-    def __init__(self, split: ActivationSplit, batch: int, window_rows: int, seed: int) -> None:
-        self.split, self.batch_rows, self.seed = split, batch, seed
+    def __init__(
+        self,
+        split: ActivationSplit,
+        batch: int,
+        window_rows: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.split, self.batch_rows, self.seed, self.device = split, batch, seed, device
         self.runs_per_window = max(1, window_rows // RUN_ROWS)
         self.n_runs = -(-split.n_rows // RUN_ROWS)
         self.n_windows = -(-self.n_runs // self.runs_per_window)
@@ -64,5 +71,5 @@ class Loader:
             runs = sorted(self._runs(epoch)[first : first + self.runs_per_window].tolist())
             rows = torch.cat([self.split.read(run * RUN_ROWS, (run + 1) * RUN_ROWS) for run in runs])
             order = np.random.default_rng((self.seed, 11, number)).permutation(len(rows))
-            self._window = _Window(number, rows[torch.from_numpy(order)])
+            self._window = _Window(number, rows.to(self.device)[torch.from_numpy(order).to(self.device)])
         return self._window.rows

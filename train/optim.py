@@ -104,7 +104,10 @@ class Optimizer:
         """Steps of the size `lr`, for each parameter in its own unit (`Dictionary.units`)."""
         for part in self.parts:
             for group in part.param_groups:
-                group["lr"] = lr * group["unit"]
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(lr * group["unit"])
+                else:
+                    group["lr"] = lr * group["unit"]
 
     def step(self) -> None:
         """Step on the gradients, and clear them."""
@@ -165,7 +168,13 @@ def build(dictionary: Dictionary, name: str, chosen: Settings) -> Optimizer:
 
 
 def _adam(groups: list[Group], chosen: Settings) -> Optimizer:
-    return Optimizer(torch.optim.Adam(groups, lr=chosen.lr, betas=chosen.betas, eps=chosen.eps, fused=True))
+    # on a GPU a step may be recorded: learning rates are read when it is played
+    devices = {parameter.device for group in groups for parameter in group["params"]}
+    on_gpu = any(device.type == "cuda" for device in devices)
+    for group in groups:
+        group["lr"] = torch.tensor(chosen.lr, device=next(iter(devices))) if on_gpu else chosen.lr
+    own = {"betas": chosen.betas, "eps": chosen.eps, "fused": True, "capturable": on_gpu}
+    return Optimizer(torch.optim.Adam(groups, lr=chosen.lr, **own))
 
 
 def _adam8bit(groups: list[Group], chosen: Settings) -> Optimizer:

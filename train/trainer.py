@@ -40,7 +40,7 @@ def fit(members: Sequence[Member], store: ActivationStore, seed: int, logs: Path
     accelerator = _accelerator(cfg, logs)
     sites = tuple(dict.fromkeys(site for member in members for site in member.places.sites))
     split = store.split(sites, "train")
-    loader = Loader(split, cfg.batch, cfg.window_rows, seed)
+    loader = Loader(split, cfg.batch, cfg.window_rows, seed, accelerator.device)
     sample = Loader(split, min(cfg.init_rows, split.n_rows), cfg.window_rows, seed).batch(0)
     n_steps = max(1, cfg.tokens // cfg.batch)
     learners = [Learner(member, store, n_steps, accelerator) for member in members]
@@ -77,7 +77,7 @@ def _loop(
     bar = tqdm(total=n_steps * cfg.batch, initial=first * cfg.batch, unit="tok", unit_scale=True, desc="train")
     saved = time.monotonic()
     for step in range(first, n_steps):
-        rows = loader.batch(step).to(accelerator.device)
+        rows = loader.batch(step)
         behind = [learner for learner in learners if learner.progress.step == step]
         for learner in behind:
             learner.step(rows)

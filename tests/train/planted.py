@@ -31,7 +31,9 @@ def planted(n: int, seed: int) -> tuple[Tensor, Tensor]:
 def choices(**changes: Any) -> TrainConfig:
     """40 steps of 256 rows."""
     few = {"tokens": 256 * 40, "batch": 256, "lr": 3e-3, "tracker": "none", "window_rows": 4096, "evaluate_every": 20}
-    return TrainConfig(**few | {"init_rows": 1024, "dead_tokens": 2560, "checkpoint_seconds": 1e6} | changes)
+    return TrainConfig(
+        **few | {"init_rows": 1024, "dead_tokens": 2560, "checkpoint_seconds": 1e6, "precision": "float32"} | changes
+    )
 
 
 def member(out: Path, cfg: TrainConfig, sae: Any = None, places: Places = X) -> Member:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from sae import architectures, hub
+from sae import architectures, hub, kernels
 from sae.architectures.configs import (
     BatchTopKConfig,
     CrosscoderBatchTopKConfig,
@@ -356,3 +357,36 @@ def test_all_of_it_goes_on_to_the_same_bytes(store, tmp_path, optimizer):
     learner.finish()
     assert n_resampled > 0
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+class Ops(TorchDispatchMode):
+    """The names of torch's operations, as they are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is not torch.ops.aten.repeat_interleave.Tensor or "output_size" not in (kwargs or {}):
+            self.names.add(func.__name__.split(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_that_is_recorded_neither_asks_for_a_value_nor_brings_one(store, tmp_path, monkeypatch):
+    """On a GPU each would end the recording: sizes that depend on values, values read, tensors made from lists."""
+    forbidden = {"_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "bincount", "repeat_interleave"}
+    sae = TopKConfig(n_latents=64, k=K, init_decoder="random", auxk=8, multi_coef=0.1)
+    learner, loader = learner_of(store, tmp_path, choices(precision="bfloat16"), sae)
+    triton = pytest.importorskip("sae.kernels.triton")
+    learner.step(loader.batch(0))  # the first makes what the optimiser keeps
+    monkeypatch.setattr(kernels, "_kernels", lambda _: triton.Triton())
+    learner.progress.silent_tokens += dead_window(learner.cfg)
+    with Ops() as ops:
+        terms = learner._update(loader.batch(1)[:16], 64)
+    assert {"mse", "multi", "auxk"} == set(terms)
+    assert learner.dictionary.steps_are_alike
+    assert sorted(ops.names & forbidden) == []
+    assert "_fused_adam_" in ops.names
+    with Ops() as ops:  # the names are torch's own
+        torch.tensor([1, 0]).nonzero()[0].item()
+    assert len(ops.names & forbidden) == 3

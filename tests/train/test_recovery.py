@@ -75,7 +75,14 @@ def store(world: World) -> ActivationStore:
 
 
 def train(store: ActivationStore, out: Path, name: str, places: Places, **settings: Any) -> Dictionary:
-    choices = {"tokens": STEPS * BATCH, "batch": BATCH, "lr": 1e-2, "init_rows": 4096, "evaluate_rows": HELD_OUT}
+    choices = {
+        "tokens": STEPS * BATCH,
+        "batch": BATCH,
+        "lr": 1e-2,
+        "init_rows": 4096,
+        "evaluate_rows": HELD_OUT,
+        "precision": "float32",
+    }
     cfg = TrainConfig(**choices, evaluate_every=0, tracker="none", checkpoint_seconds=1e6)
     sae = parse(configs.get(name), {"n_latents": N, "init_decoder": "random", **settings}, "sae")
     fit([member(out / name, cfg, sae, places)], store, 0, out / "logs")
