@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import dictionary_learning, sae_atlas, saelens, sparsify
-from benchmarks.peers.exchange import Job
+from benchmarks.peers.exchange import Job, measure
 from sae.architectures.configs import MatryoshkaConfig
 from sae.files import read_json
 
@@ -22,6 +22,12 @@ def settings(framework: str, architecture: str, knob: float, n_latents: int, ste
         return sae_atlas.settings(architecture, knob, n_latents)
     prefixes = MatryoshkaConfig(n_latents=n_latents).prefixes
     return ADAPTERS[framework].settings(architecture, knob, prefixes, steps)
+
+
+def here(framework: str, job: Job) -> dict[str, Any]:
+    """Train in this process, into which the framework must be installed beside ours; returns the same facts."""
+    adapter = ADAPTERS[framework]
+    return measure(job, adapter.train, adapter.versions)
 
 
 def launch(framework: str, job: Job) -> dict[str, Any]:

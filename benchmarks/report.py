@@ -21,6 +21,7 @@ def main() -> None:
     sections = (
         ("atlas", _atlas_section),
         ("training", _training_section),
+        ("training_gpu", _training_section),
         ("harvest", _harvest_section),
         ("ground_truth", _ground_truth_section),
     )
@@ -68,15 +69,16 @@ def _atlas_section(figures: dict[str, Any]) -> str:
 
 
 def _training_section(figures: dict[str, Any]) -> str:
+    where = "on a GPU, " if figures["batch"] == training.GPU.batch else ""
     lines = [
-        "## Training beside SAELens, dictionary_learning and sparsify\n",
+        f"## Training {where}beside SAELens, dictionary_learning and sparsify\n",
         f"Batches of {figures['batch']:,} rows of {figures['d_in']} numbers, Adam at {figures['lr']:g}; medians over",
         f"alternating rounds. FVU of {figures['test_rows']:,} other rows after {figures['steps']} steps: it says that",
         "the same is learnt, not how well.\n",
     ]
     for name, rounds in figures["cases"].items():
         lines += [
-            f"### {name}, {len(rounds)} rounds\n",
+            f"### {name}, {len(rounds)} round{'s' * (len(rounds) != 1)}\n",
             "| | tokens/s | ours is | peak memory | FVU |",
             "|---|---|---|---|---|",
         ]
@@ -84,6 +86,8 @@ def _training_section(figures: dict[str, Any]) -> str:
             speed, memory = f"{own['tokens_per_second']:,.0f}", f"{own['peak_megabytes']:,.0f} MB"
             lines.append(f"| {who} | {speed} | {own['ratio']:.1f}× | {memory} | {own['fvu']:.3f} |")
         lines.append("")
+    if where:
+        lines.append("Where the time goes, and what is left to gain: [a step on a GPU](decisions/gpu-step.md).\n")
     return "\n".join(lines)
 
 

@@ -1,12 +1,16 @@
 """Training speed: the same dictionary on the same activations, ours beside SAELens, dictionary_learning and sparsify.
 
-python -m benchmarks.training [--rounds 5] [--cases topk-24k ...] [--smoke]
+python -m benchmarks.training [--rounds 5] [--cases topk-24k ...] [--gpu] [--smoke]
 
 Rounds alternate: in each, every contestant trains the case's dictionary in a process of its own, on the same rows in
 the same order, with Adam at the same learning rate, gradients clipped where the framework clips (`benchmarks/peers/`).
 A step's time is that between two requests for a batch; the first steps are left out. Speed is the median over steps,
 then over rounds; a ratio is the median of the rounds' ratios. FVU is of held-out rows after the last step, memory the
 largest resident set of the process. Rounds are kept in `docs/results/training.json` as they come.
+
+With `--gpu`: batches of 8,192 rows that lie on the GPU, memory is that allocated there (what a framework before has
+left behind included), all frameworks are installed beside ours and run in this process, where starting one takes longer
+than its steps; `docs/results/training_gpu.json`.
 """
 
 import argparse
@@ -21,14 +25,17 @@ from typing import Any
 from safetensors.torch import load_file
 
 from benchmarks import results
-from benchmarks.frameworks import ADAPTERS, OURS, ROOT, launch, settings
+from benchmarks.frameworks import ADAPTERS, OURS, ROOT, here, launch, settings
 from benchmarks.peers.exchange import Job
 from benchmarks.world import FULL, SMOKE, Scale, prepare
 from sae.files import read_json
+from train.synthetic import SYNTH_SAE_BENCH_16K
 
 LR = 1e-3
-STEPS, WARM_STEPS = 12, 4  # of a round, and how many of them are not timed
+STEPS, WARM_STEPS = 24, 4  # of a round, and how many of them are not timed
 SPEED = replace(FULL, batch=4096, tokens=4096 * STEPS, test_rows=8192)
+GPU = Scale(replace(SYNTH_SAE_BENCH_16K, orthogonal_steps=0), 24_576, batch=8192, tokens=8192 * STEPS, test_rows=8192)
+"""Its directions are random ones: to make them as orthogonal as can be takes longer than all of the training."""
 TINY = replace(SMOKE, batch=256, tokens=256 * STEPS, test_rows=1024)
 
 
@@ -80,6 +87,7 @@ CASES = {
     for case in (
         Case("topk-24k", 24_576, 32, _TOPK),
         Case("topk-6k", 6144, 32, _TOPK),
+        Case("topk-131k", 131_072, 32, _TOPK),
         Case("batchtopk-24k", 24_576, 32, _BATCHTOPK),
         Case("matryoshka-24k", 24_576, 32, _MATRYOSHKA),
     )
@@ -91,12 +99,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--frameworks", nargs="+", choices=list(ADAPTERS), default=list(ADAPTERS))
+    parser.add_argument("--gpu", action="store_true", help="see above; needs one")
     parser.add_argument("--smoke", action="store_true", help="all of it in a minute, on 64 latents; nothing to report")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    scale = TINY if given.smoke else SPEED
+    scale = TINY if given.smoke else GPU if given.gpu else SPEED
     folder = ROOT / "runs" / "training" / scale.digest
-    path = folder / "smoke.json" if given.smoke else results.RESULTS / "training.json"
+    path = folder / "smoke.json" if given.smoke else results.RESULTS / f"training{'_gpu' * given.gpu}.json"
     prepare(scale, 0, folder)
     known = read_json(path)["figures"]["cases"] if path.exists() else {}
     for name in given.cases:
@@ -104,7 +113,7 @@ def main() -> None:
         case = replace(case, contestants=tuple(c for c in case.contestants if c.framework in given.frameworks))
         rounds: list[dict[str, Any]] = []
         for _ in range(given.rounds):
-            rounds.append({one.name: run(case, one, scale, folder) for one in case.contestants})
+            rounds.append({one.name: run(case, one, scale, folder, given.gpu) for one in case.contestants})
             known[name] = rounds
             results.save("training", {**facts(scale), "cases": known}, path)
         for contestant, figures in summary(rounds).items():
@@ -122,7 +131,7 @@ def facts(scale: Scale) -> dict[str, Any]:
     }
 
 
-def run(case: Case, one: Contestant, scale: Scale, folder: Path) -> dict[str, float]:
+def run(case: Case, one: Contestant, scale: Scale, folder: Path, in_process: bool = False) -> dict[str, float]:
     """Train the case's dictionary once; returns its speed, memory and error.
 
     Raises:
@@ -147,7 +156,7 @@ def run(case: Case, one: Contestant, scale: Scale, folder: Path) -> dict[str, fl
         out=str(out),
         mode=one.mode,
     )
-    found = launch(one.framework, job)
+    found = (here if in_process else launch)(one.framework, job)
     shutil.rmtree(out)
     step = statistics.median(found["step_seconds"][-(scale.steps - WARM_STEPS) :])
     acts = load_file(folder / "test.safetensors")["acts"].double()

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers.exchange import Batches, Codes, Found, Job, main
+from benchmarks.peers.exchange import DEVICE, Batches, Codes, Found, Job, main
 
 KNOBS = {
     "standard": "l1_penalty",
@@ -66,23 +66,25 @@ def train(job: Job) -> Found:
         "dict_size": job.n_latents,
         "lr": job.lr,
         "seed": job.seed,
-        "device": "cpu",
+        "device": DEVICE,
         "layer": 0,
         "lm_name": "synthetic",
         "submodule_name": "synthetic",
     }
     folder = Path(job.out) / "dictionary_learning"
+    is_autocast = job.mode == "autocast"
     # its own `autocast_dtype` is for CUDA
-    with torch.autocast("cpu", torch.bfloat16, enabled=job.mode == "autocast"):
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
         trainSAE(
             data=Batches(job),
             trainer_configs=[config],
             steps=job.steps,
             save_dir=str(folder),
             normalize_activations=True,
-            device="cpu",
+            device=DEVICE,
+            autocast_dtype=torch.bfloat16 if is_autocast else torch.float32,
         )
-    used, _ = load_dictionary(str(folder / "trainer_0"), "cpu")
+    used, _ = load_dictionary(str(folder / "trainer_0"), DEVICE)
     decoder, bias = _decoder(used)
     return Found(lambda x: Codes.of(used.encode(x)), used, decoder, bias)
 

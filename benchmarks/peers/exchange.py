@@ -4,6 +4,7 @@ In: a job (JSON), rows of activations in shards, and the order in which to read 
 latents of the test rows as they are in use, and what each latent writes (`found.safetensors`).
 """
 
+import gc
 import itertools
 import json
 import resource
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 TEST_ROWS = 2048  # rows that are encoded together
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Job:
     out: str
     """Folder for what is found."""
     mode: str = ""
-    """`autocast`: dense products in bfloat16, where the framework does not do so by itself."""
+    """How dense products are computed: `float32`, `autocast` (in bfloat16), or nothing, as the framework does it by
+    default."""
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1))
@@ -85,13 +88,13 @@ class Found:
 
 
 class Batches:
-    """The training rows as float32 batches; every iteration starts again at the first."""
+    """The training rows as float32 batches, all of them on the device; every iteration starts again at the first."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.order = load_file(job.order)["order"].long()
+        self.order = load_file(job.order)["order"].long().to(DEVICE)
         shards = sorted(Path(job.data).rglob("train-*.safetensors"))
-        self.rows = torch.cat([load_file(path)["acts"] for path in shards])
+        self.rows = torch.cat([load_file(path)["acts"] for path in shards]).to(DEVICE)
 
     def __iter__(self) -> Iterator[Tensor]:
         _marks.clear()
@@ -105,22 +108,36 @@ _marks: list[float] = []
 
 def mark() -> None:
     """To be called when a step asks for its batch."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()  # or launches would be timed
     _marks.append(time.perf_counter())
 
 
 def main(train: Callable[[Job], Found], versions: Callable[[], Mapping[str, str]]) -> None:
     """The process of a framework: `python -m benchmarks.peers.<framework> job.json`."""
     job = Job.read(Path(sys.argv[1]))
+    Path(job.out, "facts.json").write_text(json.dumps(measure(job, train, versions), indent=1))
+
+
+def measure(job: Job, train: Callable[[Job], Found], versions: Callable[[], Mapping[str, str]]) -> dict[str, Any]:
+    """Train, and write what was found; returns the facts of that. Memory is the process's, or the GPU's if there is
+    one."""
     torch.manual_seed(job.seed)
+    if DEVICE == "cuda":
+        gc.collect()  # what another framework has left
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    _marks.clear()
     started = time.perf_counter()
     found = train(job)
     seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if DEVICE == "cuda":
+        peak = torch.cuda.max_memory_allocated() // 1024
     between = [round(after - before, 6) for before, after in itertools.pairwise(_marks)]
     with torch.no_grad():
         squared_error = _hand_over(job, found)
     facts = {"seconds": round(seconds, 1), "step_seconds": between, "peak_kilobytes": peak}
-    facts |= {"squared_error": squared_error, "versions": dict(versions())}
-    Path(job.out, "facts.json").write_text(json.dumps(facts, indent=1))
+    return facts | {"squared_error": squared_error, "versions": dict(versions())}
 
 
 def _hand_over(job: Job, found: Found) -> float:
@@ -129,12 +146,13 @@ def _hand_over(job: Job, found: Found) -> float:
     with safe_open(job.test, framework="pt") as file:
         acts = file.get_slice("acts")
         for start in range(0, acts.get_shape()[0], TEST_ROWS):
-            x = acts[start : start + TEST_ROWS].float()
+            x = acts[start : start + TEST_ROWS].float().to(DEVICE)
             parts.append(found.encode(x))
             squared_error += (x - found.reconstruct(x)).double().square().sum().item()
     values, indices, counts = (torch.cat(column) for column in zip(*parts, strict=True))
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     tensors = {"values": values, "indices": indices, "offsets": offsets}
     tensors |= {"directions": found.directions.detach(), "bias": found.bias.detach()}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, Path(job.out, "found.safetensors"))
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, Path(job.out, "found.safetensors"))
     return squared_error

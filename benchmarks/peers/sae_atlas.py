@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers.exchange import Codes, Found, Job, main, mark
+from benchmarks.peers.exchange import DEVICE, Codes, Found, Job, main, mark
 from sae import hub
 from sae.architectures.configs import configs
-from sae.config import parse, to_json
+from sae.config import Precision, parse, to_json
 from sae.latents import Latents
 from sae.stage import open_box
 from sae.store import ActivationStore, Places
@@ -34,6 +34,7 @@ KNOBS = {
     "matching_pursuit": "k",
 }
 """What sets the L0 of each architecture."""
+PRECISIONS: dict[str, Precision] = {"": "auto", "float32": "float32", "autocast": "bfloat16"}
 
 
 def settings(architecture: str, knob: float, n_latents: int) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def train_config(job: Job) -> TrainConfig:
         lr=job.lr,
         decay=0.2,
         dead_tokens=job.dead_rows,
+        precision=PRECISIONS[job.mode],
         evaluate_every=0,
         tracker="none",
     )
@@ -75,7 +77,7 @@ def train(job: Job) -> Found:
     store = ActivationStore(open_box(Path(job.data)))
     trainer.Loader = _Marked  # type: ignore[misc]
     trainer.fit([Member(Places((SITE,)), sae, train_config(job), {}, out)], store, job.seed, Path(job.out) / "logs")
-    used = hub.load(out).eval()
+    used = hub.load(out).eval().to(DEVICE)
     with torch.no_grad():
         directions, bias = _in_units_of_the_data(used)
     return Found(lambda x: _codes(used.encode(x)), lambda x: used.reconstruct(x)[1], directions, bias)

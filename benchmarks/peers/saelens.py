@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers.exchange import Batches, Codes, Found, Job, main
+from benchmarks.peers.exchange import DEVICE, Batches, Codes, Found, Job, main
 
 KNOBS = {
     "standard": "l1_coefficient",
@@ -56,13 +56,14 @@ def train(job: Job) -> Found:
     from sae_lens.training.sae_trainer import SAETrainer  # pyright: ignore[reportMissingImports]
 
     build, configure = get_sae_training_class(job.architecture.removesuffix("_tanh"))
-    sae = build(configure(d_in=job.d_in, d_sae=job.n_latents, **job.settings))
+    sae = build(configure(d_in=job.d_in, d_sae=job.n_latents, device=DEVICE, **job.settings))
     cfg = SAETrainerConfig(
         total_training_samples=job.steps * job.batch,
         train_batch_size_samples=job.batch,
         lr=job.lr,
         lr_end=job.lr,
         lr_decay_steps=job.steps // 5,
+        device=DEVICE,
         dead_feature_window=job.dead_rows // job.batch,
         autocast=job.mode == "autocast",
         logger=LoggingConfig(log_to_wandb=False),
@@ -70,7 +71,7 @@ def train(job: Job) -> Found:
     SAETrainer(cfg, sae, iter(Batches(job))).fit()
     folder = Path(job.out) / "saelens"
     sae.save_inference_model(folder)
-    used = SAE.load_from_disk(folder)
+    used = SAE.load_from_disk(folder, device=DEVICE)
     return Found(lambda x: Codes.of(used.encode(x)), used, used.W_dec, used.b_dec)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from benchmarks.peers.exchange import Batches, Codes, Found, Job, main
+from benchmarks.peers.exchange import DEVICE, Batches, Codes, Found, Job, main
 
 KNOBS = {"topk": "k"}
 
@@ -26,17 +26,18 @@ def settings(architecture: str, knob: float, prefixes: Sequence[int], steps: int
 def train(job: Job) -> Found:
     from sparsify import SparseCoder, SparseCoderConfig  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
-    coder = SparseCoder(job.d_in, SparseCoderConfig(num_latents=job.n_latents, **job.settings), dtype=torch.float32)
+    cfg = SparseCoderConfig(num_latents=job.n_latents, **job.settings)
+    coder = SparseCoder(job.d_in, cfg, device=DEVICE, dtype=torch.float32)
     optimizer = torch.optim.Adam(coder.parameters(), lr=job.lr)
     start, decay = job.steps - job.steps // 5, max(1, job.steps // 5)
     schedule = LambdaLR(optimizer, lambda step: min(1.0, (job.steps - step) / decay) if step > start else 1.0)
-    silent = torch.zeros(job.n_latents, dtype=torch.long)
+    silent = torch.zeros(job.n_latents, dtype=torch.long, device=DEVICE)
     for step, rows in enumerate(Batches(job)):
         if step == 0:
             coder.b_dec.data = rows.mean(0)
         coder.set_decoder_norm_to_unit_norm()
         out = coder(x=rows, y=rows)
-        fired = torch.zeros(job.n_latents, dtype=torch.bool)
+        fired = torch.zeros(job.n_latents, dtype=torch.bool, device=DEVICE)
         fired[out.latent_indices.flatten()] = True
         (out.fvu + out.multi_topk_fvu / 8).backward()
         coder.remove_gradient_parallel_to_decoder_directions()

@@ -26,7 +26,7 @@ def test_the_section_has_a_row_for_each():
     own = {"tokens_per_second": 1234.0, "peak_megabytes": 512, "fvu": 0.25, "step_seconds": 0.1}
     figures = {"batch": 64, "d_in": 8, "lr": 1e-3, "test_rows": 100, "steps": 12}
     text = _training_section({**figures, "cases": {"topk-24k": [{"sae-atlas": own, "sparsify": own}]}})
-    assert "### topk-24k, 1 rounds" in text
+    assert "### topk-24k, 1 round\n" in text
     assert "| sparsify | 1,234 | 1.0× | 512 MB | 0.250 |" in text
 
 
