@@ -58,6 +58,10 @@ class ActivationSplit:
         Raises:
             StoreError: a shard is missing or damaged; all of it is compared with its checksum before its first use.
         """
+        return self.stored(start, stop).float()
+
+    def stored(self, start: int, stop: int) -> Float[Tensor, "rows d"]:
+        """The same as they are stored."""
         read = [_read(shards, start, stop) for shards in self.columns]
         filled = [part if len(part) else torch.empty(0, d) for part, d in zip(read, self.widths, strict=True)]
         return torch.cat(filled, dim=1) if len(filled) > 1 else filled[0]
@@ -70,7 +74,9 @@ def _read(shards: Sequence[Shard], start: int, stop: int) -> Tensor:
         if first < last:
             _check(shard.path, shard.sha256)
             with safe_open(shard.path, framework="pt") as file:
-                parts.append(file.get_slice("acts")[first:last].float())
+                parts.append(file.get_slice("acts")[first:last])
+    if len(parts) == 1:
+        return parts[0]
     return torch.cat(parts) if parts else torch.empty(0, 0)
 
 

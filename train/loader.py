@@ -1,10 +1,12 @@
 """Batches of activations in a shuffled order that is a pure function of (seed, step).
 
 Rows of a split are cut into runs of 4,096; an epoch shuffles the runs, loads a window of them at a time
-into memory and shuffles its rows. A batch therefore mixes rows from all over a window, and a run
-that was killed goes on with exactly the batch that comes next, with nothing to restore.
+into memory, as they are stored, and shuffles its rows. A batch therefore mixes rows from all over a
+window, and a run that was killed goes on with exactly the batch that comes next, with nothing to restore.
+A split that is one window is read once.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +21,12 @@ RUN_ROWS = 4096
 
 @dataclass(frozen=True)
 class _Window:
+    """Rows as they are stored, run by run, and the order in which they come."""
+
     number: int
+    runs: Sequence[int]
     rows: Tensor
+    order: Tensor
 
 
 class Loader:
@@ -46,7 +52,8 @@ class Loader:
         while needed:
             epoch, row = divmod(at, self.split.n_rows)
             number, start = self._find(epoch, row)
-            part = self._load(number)[start : start + needed]
+            window = self._load(number)
+            part = window.rows[window.order[start : start + needed]].float()
             parts.append(part)
             at, needed = at + len(part), needed - len(part)
         return torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -63,13 +70,18 @@ class Loader:
         begin = int(ends[window - 1]) if window else 0
         return epoch * self.n_windows + window, row - begin
 
-    def _load(self, number: int) -> Tensor:
+    def _load(self, number: int) -> _Window:
         if self._window is None or self._window.number != number:
-            self._window = None  # the old window goes before the new one comes
             epoch, window = divmod(number, self.n_windows)
             first = window * self.runs_per_window
             runs = sorted(self._runs(epoch)[first : first + self.runs_per_window].tolist())
-            rows = torch.cat([self.split.read(run * RUN_ROWS, (run + 1) * RUN_ROWS) for run in runs])
-            order = np.random.default_rng((self.seed, 11, number)).permutation(len(rows))
-            self._window = _Window(number, rows.to(self.device)[torch.from_numpy(order).to(self.device)])
-        return self._window.rows
+            rows = self._rows(runs)
+            order = torch.from_numpy(np.random.default_rng((self.seed, 11, number)).permutation(len(rows)))
+            self._window = _Window(number, runs, rows, order.to(self.device))
+        return self._window
+
+    def _rows(self, runs: Sequence[int]) -> Tensor:
+        if self._window is not None and self._window.runs == runs:
+            return self._window.rows
+        self._window = None  # the old window goes before the new one comes
+        return torch.cat([self.split.stored(run * RUN_ROWS, (run + 1) * RUN_ROWS).to(self.device) for run in runs])

@@ -114,15 +114,16 @@ class _Rounded:
         W, b = (W_enc, b_enc) if sizes is None else (W_enc * sizes[:, None], b_enc * sizes)
         self.W, self.b, self.n_latents = W.bfloat16(), b.bfloat16(), len(W)
         # oneDNN's own layout: a tenth faster over many chunks
-        has_layout = W.device.type == "cpu" and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        self.laid_out = torch.ops.mkldnn._reorder_linear_weight(self.W, CHUNK_ROWS) if has_layout else None
+        self.is_laid_out = W.device.type == "cpu" and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        if self.is_laid_out:
+            self.W = torch.ops.mkldnn._reorder_linear_weight(self.W, CHUNK_ROWS)
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         rows = rows.bfloat16()
-        if self.laid_out is None:
-            strengths = linear(rows, self.W, self.b)
+        if self.is_laid_out:
+            strengths = torch.ops.mkldnn._linear_pointwise(rows, self.W, self.b, "none", [], "")
         else:
-            strengths = torch.ops.mkldnn._linear_pointwise(rows, self.laid_out, self.b, "none", [], "")
+            strengths = linear(rows, self.W, self.b)
         return strengths, strengths
 
 

@@ -3,7 +3,10 @@
 Equal to those of `sae.kernels.torch`, entry for entry, but for which of equal strengths is taken at the edge.
 """
 
-from typing import no_type_check
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, no_type_check
 
 import numba
 import numpy as np
@@ -14,7 +17,7 @@ from sae.kernels.torch import Kernels
 from sae.latents import Entries
 
 LANES = 64  # entries that are compared at once
-MAX_THREADS = numba.get_num_threads()
+PARTS = 4  # of the work, for each thread: rows and latents differ in how much they have
 DEPTH = 64  # entries of which a bucket holds the largest, where the row is long enough
 
 
@@ -29,18 +32,16 @@ class Numba(Kernels):
         array = strengths.contiguous()
         # as integers bfloat16 keeps its order among positive numbers, which negative ones are below
         raw = array.view(torch.int16).numpy() if array.dtype == torch.bfloat16 else array.numpy()
-        out = np.empty((len(raw), k), dtype=np.int64)
+        out = torch.empty(len(raw), k, dtype=torch.long)
         depth = max(1, min(DEPTH, raw.shape[1] // (LANES * max(1, -(-2 * k // LANES)))))
-        _take_threads()
-        _largest(raw, k, depth, out)
-        return torch.from_numpy(out)
+        _spread(_largest, len(raw), raw, out.numpy(), k, depth)
+        return out
 
     def dots(self, entries: Entries, table: Tensor, matrix: Tensor) -> Tensor:
         if not _are_plain(table, matrix):
             return super().dots(entries, table, matrix)
         out = torch.empty(len(entries.indices))
-        _take_threads()
-        _dots(*_arrays(entries.indices, entries.offsets, table, matrix, out))
+        _spread(_dots, len(table), *_arrays(entries.indices, entries.offsets, table, matrix, out))
         return out
 
     def row_gradients(self, entries: Entries, weights: Tensor, table: Tensor, n_latents: int) -> Tensor:
@@ -50,28 +51,41 @@ class Numba(Kernels):
         bounds = torch.searchsorted(latents, torch.arange(n_latents + 1, dtype=latents.dtype))
         # numpy's memory comes in huge pages, and needs no thousands of faults
         out = torch.from_numpy(np.empty((n_latents, table.shape[1]), dtype=np.float32))
-        _take_threads()
-        _row_gradients(*_arrays(bounds, entries.rows[order], weights[order], table, out))
+        _spread(_row_gradients, n_latents, *_arrays(bounds, entries.rows[order], weights[order], table, out))
         return out
 
     def normalise_rows(self, matrix: Tensor) -> None:
         if not _are_plain(matrix):
             return super().normalise_rows(matrix)
-        _take_threads()
-        _normalise_rows(*_arrays(matrix))
+        _spread(_normalise_rows, len(matrix), *_arrays(matrix))
         return None
 
     def remove_parallel(self, gradient: Tensor, unit: Tensor) -> None:
         if not _are_plain(gradient, unit):
             return super().remove_parallel(gradient, unit)
-        _take_threads()
-        _remove_parallel(*_arrays(gradient, unit))
+        _spread(_remove_parallel, len(unit), *_arrays(gradient, unit))
         return None
 
 
-def _take_threads() -> None:
-    """As many as torch has."""
-    numba.set_num_threads(min(torch.get_num_threads(), MAX_THREADS))
+def _spread(kernel: Callable[..., None], n: int, *arguments: Any) -> None:
+    """`kernel(first, last, ...)` over all of n, by as many threads as torch has.
+
+    They sleep when there is nothing to do. OpenMP's, which numba would take, wait by spinning, and so do torch's, on
+    the same cores.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or n == 1:
+        kernel(0, n, *arguments)
+        return
+    size = -(-n // (PARTS * threads)) or 1
+    parts = [_pool(threads).submit(kernel, at, min(at + size, n), *arguments) for at in range(0, n, size)]
+    for part in parts:
+        part.result()
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "sae-kernels")
 
 
 def _are_plain(*matrices: Tensor) -> bool:
@@ -82,14 +96,14 @@ def _arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [tensor.detach().contiguous().numpy() for tensor in tensors]
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False, fastmath={"nsz"})
+@numba.njit(nogil=True, cache=True, boundscheck=False, fastmath={"nsz"})
 @no_type_check  # numba compiles what it finds, and tests would wrap what has types
-def _largest(strengths: np.ndarray, k: int, depth: int, out: np.ndarray) -> None:
-    rows, n = strengths.shape
+def _largest(first: int, last: int, strengths: np.ndarray, out: np.ndarray, k: int, depth: int) -> None:
+    n = strengths.shape[1]
     block = LANES * depth
     n_blocks = n // block
     n_buckets = n_blocks * LANES
-    for b in numba.prange(rows):
+    for b in range(first, last):
         row = strengths[b]
         if n_buckets < k:
             _keep(row, np.arange(n), n, k, out[b])
@@ -97,9 +111,8 @@ def _largest(strengths: np.ndarray, k: int, depth: int, out: np.ndarray) -> None
         maxima = np.empty(n_buckets, strengths.dtype)
         for i in range(n_blocks):
             best = maxima[i * LANES : (i + 1) * LANES]
-            first = row[i * block : i * block + LANES]
             for j in range(LANES):
-                best[j] = first[j]
+                best[j] = row[i * block + j]
             for t in range(1, depth):
                 part = row[i * block + t * LANES : i * block + (t + 1) * LANES]
                 for j in range(LANES):
@@ -121,7 +134,7 @@ def _largest(strengths: np.ndarray, k: int, depth: int, out: np.ndarray) -> None
         _keep(row, found, count, k, out[b])
 
 
-@numba.njit(cache=True, boundscheck=False)
+@numba.njit(nogil=True, cache=True, boundscheck=False)
 @no_type_check
 def _keep(row: np.ndarray, found: np.ndarray, count: int, k: int, out: np.ndarray) -> None:
     """Write the k largest of the first `count` found; of equal ones at the edge, those that were found first."""
@@ -143,21 +156,35 @@ def _keep(row: np.ndarray, found: np.ndarray, count: int, k: int, out: np.ndarra
 SUMS = {"nsz", "reassoc", "contract"}  # a row's sum may be one of many lanes
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False, fastmath=SUMS)
+@numba.njit(nogil=True, cache=True, boundscheck=False, fastmath=SUMS)
 @no_type_check
-def _dots(indices: np.ndarray, offsets: np.ndarray, table: np.ndarray, matrix: np.ndarray, out: np.ndarray) -> None:
-    for row in numba.prange(len(offsets) - 1):
+def _dots(
+    first: int,
+    last: int,
+    indices: np.ndarray,
+    offsets: np.ndarray,
+    table: np.ndarray,
+    matrix: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    for row in range(first, last):
         x = table[row]
         for entry in range(offsets[row], offsets[row + 1]):
             out[entry] = _dot(x, matrix[indices[entry]])
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False, fastmath=SUMS)
+@numba.njit(nogil=True, cache=True, boundscheck=False, fastmath=SUMS)
 @no_type_check
 def _row_gradients(
-    bounds: np.ndarray, rows: np.ndarray, weights: np.ndarray, table: np.ndarray, out: np.ndarray
+    first: int,
+    last: int,
+    bounds: np.ndarray,
+    rows: np.ndarray,
+    weights: np.ndarray,
+    table: np.ndarray,
+    out: np.ndarray,
 ) -> None:
-    for latent in numba.prange(len(out)):
+    for latent in range(first, last):
         total = out[latent]
         for j in range(len(total)):
             total[j] = 0
@@ -167,10 +194,10 @@ def _row_gradients(
                 total[j] += weight * x[j]
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False, fastmath=SUMS)
+@numba.njit(nogil=True, cache=True, boundscheck=False, fastmath=SUMS)
 @no_type_check
-def _normalise_rows(matrix: np.ndarray) -> None:
-    for i in numba.prange(len(matrix)):
+def _normalise_rows(first: int, last: int, matrix: np.ndarray) -> None:
+    for i in range(first, last):
         row = matrix[i]
         norm = np.sqrt(_dot(row, row))
         if norm > 0:
@@ -178,17 +205,17 @@ def _normalise_rows(matrix: np.ndarray) -> None:
                 row[j] = row[j] / norm
 
 
-@numba.njit(parallel=True, cache=True, boundscheck=False, fastmath=SUMS)
+@numba.njit(nogil=True, cache=True, boundscheck=False, fastmath=SUMS)
 @no_type_check
-def _remove_parallel(gradient: np.ndarray, unit: np.ndarray) -> None:
-    for i in numba.prange(len(gradient)):
+def _remove_parallel(first: int, last: int, gradient: np.ndarray, unit: np.ndarray) -> None:
+    for i in range(first, last):
         g, u = gradient[i], unit[i]
         along = _dot(g, u)
         for j in range(len(g)):
             g[j] -= along * u[j]
 
 
-@numba.njit(cache=True, boundscheck=False, fastmath=SUMS)
+@numba.njit(nogil=True, cache=True, boundscheck=False, fastmath=SUMS)
 @no_type_check
 def _dot(a: np.ndarray, b: np.ndarray) -> float:
     total = np.float32(0)

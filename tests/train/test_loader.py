@@ -21,7 +21,7 @@ class Numbered(ActivationSplit):
     def n_rows(self) -> int:
         return self.n  # type: ignore[attr-defined]
 
-    def read(self, start: int, stop: int):
+    def stored(self, start: int, stop: int):
         return torch.arange(start, min(stop, self.n_rows), dtype=torch.float32)[:, None]
 
 
@@ -91,13 +91,23 @@ def test_a_window_is_read_once():
     reads = []
 
     class Counted(Numbered):
-        def read(self, start: int, stop: int):
+        def stored(self, start: int, stop: int):
             reads.append(start)
-            return super().read(start, stop)
+            return super().stored(start, stop)
 
     loader = Loader(Counted(64), 4, window_rows=16, seed=0)
     stream(loader, 16)
     assert sorted(reads) == list(range(0, 64, 8))
+    stream(Loader(Counted(64), 4, window_rows=64, seed=0), 48)
+    assert len(reads) == 16, "three epochs of one window are read once"
+
+
+def test_rows_wait_as_they_are_stored(make_rows):
+    split = make_rows(torch.arange(20, dtype=torch.float32)[:, None])
+    object.__setattr__(split, "stored", lambda start, stop: type(split).stored(split, start, stop).bfloat16())
+    loader = Loader(split, 5, 20, seed=0)
+    assert loader.batch(0).dtype == torch.float32
+    assert loader._window.rows.dtype == torch.bfloat16
 
 
 def test_runs_of_the_true_size(make_rows):

@@ -175,11 +175,11 @@ class Unplugged(ActivationSplit):
         super().__init__(split.columns, split.widths)
         object.__setattr__(self, "left", n)
 
-    def read(self, start: int, stop: int):
+    def stored(self, start: int, stop: int):
         object.__setattr__(self, "left", self.left - (stop - start > 64))  # type: ignore[attr-defined]
         if self.left < 0:  # type: ignore[attr-defined]
             raise OSError("unplugged")
-        return super().read(start, stop)
+        return super().stored(start, stop)
 
 
 class Failing(ActivationStore):
