@@ -22,6 +22,7 @@ def main() -> None:
         ("atlas", _atlas_section),
         ("training", _training_section),
         ("training_gpu", _training_section),
+        ("width", _width_section),
         ("harvest", _harvest_section),
         ("ground_truth", _ground_truth_section),
     )
@@ -89,6 +90,26 @@ def _training_section(figures: dict[str, Any]) -> str:
     if where:
         lines.append("Where the time goes, and what is left to gain: [a step on a GPU](decisions/gpu-step.md).\n")
     return "\n".join(lines)
+
+
+def _width_section(figures: dict[str, Any]) -> str:
+    lines = [
+        "## Training, by width and by batch\n",
+        f"TopK, k = {figures['k']}, rows of {figures['d_in']} numbers, products in {figures['precision']}. The floor",
+        "is the encoder's product and the bytes of Adam, measured beside each step.\n",
+        "![Milliseconds of a step against latents and against rows of a batch, beside the floor](width.png)\n",
+        "| latents | batch | ms | product | Adam's bytes | step / floor | not the product | tokens/s | peak memory |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for point in (*figures["widths"], *figures["batches"]):
+        step, product, adam = (point[f"{name}_seconds"] for name in ("step", "product", "adam"))
+        milliseconds = " | ".join(f"{1e3 * seconds:.0f}" for seconds in (step, product, adam))
+        lines.append(
+            f"| {point['n_latents']:,} | {point['batch']:,} | {milliseconds} "
+            f"| {step / (product + adam):.2f} | {1 - product / step:.0%} | {point['tokens_per_second']:,} "
+            f"| {point['peak_megabytes']:,} MB |"
+        )
+    return "\n".join([*lines, ""])
 
 
 def _harvest_section(figures: dict[str, Any]) -> str:

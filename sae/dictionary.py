@@ -54,8 +54,8 @@ class Step:
     dead: Bool[Tensor, " n_latents"]
     """Latents that have not fired for the dead window."""
     room: int | None = None
-    """A number of latents that the dead ones are padded to, at least theirs; none: to none. With it a GPU need not be
-    asked how many there are."""
+    """A number of latents that the dead ones are padded to, at least theirs; none: to none. With it nothing in the pass
+    asks a GPU how many there are."""
 
     def warm(self, share: float) -> float:
         """A factor that rises linearly to 1 over the first `share` of the run; its first value is not 0."""
@@ -105,7 +105,7 @@ class Dictionary(nn.Module, ABC):
     """Whether it has `reseed`, and a latent with its weights can fire on the row that it was given."""
     steps_are_alike: ClassVar[bool] = False
     """Whether no value decides how large a tensor of its pass is, and none depends on the step's number: a GPU can
-    then record a step."""
+    then record a step. A class that adds such terms to a parent's must say False."""
     cfg: Any
     shape: Shape
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from sae.config import ModelConfig
+from sae.config import ModelConfig, Precision
 from sae.errors import DataError
 from sae.files import sha256_file
 from sae.text import EMBEDDED
@@ -76,7 +76,7 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
+def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     """`auto` becomes bfloat16 where `device` multiplies it natively, float32 elsewhere."""
     if precision != "auto":
         return precision

@@ -70,8 +70,9 @@ def optimizer_numbers(optimizer: Part, prefix: str) -> dict[str, int | float]:
         for key, value in group.items()
     }
     every = {**_state(optimizer, prefix), **groups}
-    # whether steps can be recorded is the machine's, not the run's
-    return {k: v for k, v in every.items() if isinstance(v, int | float) and not k.endswith("/capturable")}
+    # learning rates are set at every step, and whether one can be recorded is the machine's matter
+    kept = {k: v for k, v in every.items() if not k.endswith(("/lr", "/capturable"))}
+    return {name: value for name, value in kept.items() if isinstance(value, int | float)}
 
 
 def restore_optimizer(

@@ -31,8 +31,9 @@ class TrainConfig:
     """Parts that a batch is computed in, one after another, to save memory. What looks at a whole batch (BatchTopK,
     the variance that AuxK is divided by) looks at a part."""
     precision: Precision = "auto"
-    """Precision of the dense products: `auto` is bfloat16 where it is native, else float32. Weights, sums, losses and
-    the values of few latents are always float32."""
+    """Precision of the dense products: `auto` is bfloat16 where it is native, else float32, and float32 for JumpReLU,
+    whose thresholds learn from a window that bfloat16 does not resolve. Weights, sums, losses and the values of few
+    latents are always float32."""
     optimizer: OptimizerName = "adam"
     """`adam8bit` keeps its moments in 8 bits; `muon` orthogonalises the matrices' updates; `schedule_free` is Adam
     that averages the weights in the place of a decay of the learning rate; `signum` does so too, and steps by the

@@ -21,6 +21,7 @@ class Graphs:
         self.calls: dict[Any, int] = {}
         self.recorded: dict[Any, tuple[torch.cuda.CUDAGraph, Any]] = {}
         self.rows: Tensor | None = None
+        self.aside: torch.cuda.Stream | None = None
 
     def __call__(self, rows: Tensor, key: Any) -> Any:
         """What `work` gave; its tensors hold until the next call."""
@@ -41,7 +42,7 @@ class Graphs:
 
     def _aside(self, rows: Tensor, key: Any) -> Any:
         """On a stream of its own, as a recording is made on one."""
-        stream = torch.cuda.Stream()
+        stream = self.aside = self.aside or torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             result = self.work(rows, key)

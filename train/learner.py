@@ -17,9 +17,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sae import architectures, hub
+from sae import architectures, hub, kernels
 from sae.architectures.configs import DictionaryConfig
-from sae.config import to_json
+from sae.config import Precision, to_json
 from sae.dictionary import SAE, Dictionary, Forward, InputStats, Shape, Step
 from sae.errors import ConfigError, DataError
 from sae.files import write_json
@@ -61,7 +61,7 @@ class Learner:
 
     def __init__(self, member: Member, store: ActivationStore, n_steps: int, accelerator: Accelerator) -> None:
         self.member, self.n_steps, self.accelerator = member, n_steps, accelerator
-        self.cfg = replace(member.train, precision=resolve_precision(member.train.precision, accelerator.device))
+        self.cfg = replace(member.train, precision=precision_of(member.train, member.sae, accelerator.device))
         self.store = store
         self.held_out = store.pairs(member.places, "select")
         outputs = member.places.outputs
@@ -106,7 +106,8 @@ class Learner:
         self.progress.silent_tokens = self.progress.silent_tokens.to(self.accelerator.device)
         self.model = self.accelerator.prepare(self.dictionary)
         is_alike = self.dictionary.steps_are_alike and self.cfg.optimizer == "adam" and self.average is None
-        self._work = Graphs(self._update) if is_alike and self.accelerator.device.type == "cuda" else self._update
+        is_recorded = is_alike and kernels.is_recordable(self.accelerator.device)
+        self._work = Graphs(self._update) if is_recorded else self._update
 
     def _average(self) -> AveragedModel:
         return AveragedModel(self.dictionary, multi_avg_fn=get_ema_multi_avg_fn(self.cfg.ema))
@@ -140,13 +141,12 @@ class Learner:
         self.progress.step += 1
 
     def _room(self) -> int | None:
-        """See `Step.room`: on a GPU the next power of two, so that steps are alike; 0 as long as none can be dead."""
+        """See `Step.room`; 0 as long as none can be dead."""
         if self.progress.step * self.cfg.batch < dead_window(self.cfg):
             return 0
         if self.accelerator.device.type == "cpu":
             return None
-        n_dead = int(self.dead.sum())
-        return min(self.member.sae.n_latents, max(LEAST_ROOM, 1 << (n_dead - 1).bit_length())) if n_dead else 0
+        return room_for(int(self.dead.sum()), self.member.sae.n_latents)
 
     def _update(self, rows: Tensor, room: int | None) -> dict[str, Tensor]:
         """All of a step that is done with tensors; returns the terms of the loss."""
@@ -227,6 +227,18 @@ class Learner:
         write_json(self.member.out / "curve.json", self.progress.curve)
         last = self.progress.curve[-1]
         return {"steps": self.progress.step, "lr": self.settings.lr, "n_dead": last["n_dead"], "fvu": last["fvu"]}
+
+
+def precision_of(cfg: TrainConfig, sae: DictionaryConfig, device: torch.device) -> Precision:
+    """What `auto` is for this dictionary on this device."""
+    if cfg.precision == "auto" and sae.recipe.is_exact:
+        return "float32"
+    return resolve_precision(cfg.precision, device)
+
+
+def room_for(n_dead: int, n_latents: int) -> int:
+    """The next power of two, so that few steps differ in it."""
+    return min(n_latents, max(LEAST_ROOM, 1 << (n_dead - 1).bit_length())) if n_dead else 0
 
 
 def dead_window(cfg: TrainConfig) -> int:

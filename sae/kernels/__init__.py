@@ -1,7 +1,7 @@
 """Encode and decode with sparse gradients, whatever the dictionary.
 
-`encode` runs any selection: the wide matrix of pre-activations never enters autograd, and for
-selections that look at one row at a time it never exists whole. Both functions are differentiable
+`encode` runs any selection: the wide matrix of pre-activations never enters autograd, and is made by
+chunks of rows unless the selection needs it whole (BatchTopK does not). Both functions are differentiable
 in all their tensors. A backend gives what touches active latents only (`sae.kernels.torch.Kernels`):
 torch anywhere, numba on a CPU and Triton on a GPU where they are installed.
 """
@@ -59,6 +59,11 @@ def remove_parallel(gradient: Float[Tensor, "n d"], unit: Float[Tensor, "n d"]) 
     _kernels(gradient.device.type).remove_parallel(gradient, unit)
 
 
+def is_recordable(device: _torch.device) -> bool:
+    """Whether steps of what waits for no value can be recorded there."""
+    return device.type == "cuda" and _kernels(device.type).is_recordable
+
+
 def backends() -> list[str]:
     """Kernel backends that can be used on this machine, the preferred one first."""
     found = {"triton": _has("triton") and _torch.cuda.is_available(), "numba": _has("numba"), "torch": True}
@@ -76,7 +81,9 @@ def _kernels(device: str) -> Kernels:
 
         return Triton()
     if device == "cpu" and _has("numba"):
-        from sae.kernels.numba import Numba
-
+        try:
+            from sae.kernels.numba import Numba
+        except RuntimeError:  # no folder is left to it for what it compiles
+            return Kernels()
         return Numba()
     return Kernels()

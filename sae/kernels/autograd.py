@@ -6,6 +6,7 @@ products are faster and take over.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def _select(centred: Tensor, W_enc: Tensor, b_enc: Tensor, select: Selection, ow
     is_rounded = torch.is_autocast_enabled(centred.device.type)
     with torch.autocast(centred.device.type, enabled=False):
         product = (_Rounded if is_rounded else _Exact)(W_enc, b_enc, select.sizes)
-        if isinstance(select, BatchTopK):
+        if type(select) is BatchTopK:
             kept = _largest_of_batch(centred, product, len(W_enc), select, own)
             return kept, own.dots(kept, centred, W_enc) + b_enc[kept.indices]
         kept, picked = _select_by(select, product, centred, own)
@@ -114,7 +115,7 @@ class _Rounded:
         W, b = (W_enc, b_enc) if sizes is None else (W_enc * sizes[:, None], b_enc * sizes)
         self.W, self.b, self.n_latents = W.bfloat16(), b.bfloat16(), len(W)
         # oneDNN's own layout: a tenth faster over many chunks
-        self.is_laid_out = W.device.type == "cpu" and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        self.is_laid_out = W.device.type == "cpu" and _has_layout()
         if self.is_laid_out:
             self.W = torch.ops.mkldnn._reorder_linear_weight(self.W, CHUNK_ROWS)
 
@@ -125,6 +126,12 @@ class _Rounded:
         else:
             strengths = linear(rows, self.W, self.b)
         return strengths, strengths
+
+
+@cache
+def _has_layout() -> bool:
+    ops = torch.ops.mkldnn
+    return hasattr(ops, "_reorder_linear_weight") and ops._is_mkldnn_bf16_supported()
 
 
 _Product = _Exact | _Rounded

@@ -3,6 +3,7 @@
 Equal to those of `sae.kernels.torch`, entry for entry, but for which of equal strengths is taken at the edge.
 """
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -12,10 +13,12 @@ import numba
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from sae.kernels.torch import Kernels
 from sae.latents import Entries
 
+AS_INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
 LANES = 64  # entries that are compared at once
 PARTS = 4  # of the work, for each thread: rows and latents differ in how much they have
 DEPTH = 64  # entries of which a bucket holds the largest, where the row is long enough
@@ -27,11 +30,10 @@ class Numba(Kernels):
     def largest(self, strengths: Tensor, k: int) -> Tensor:
         """The row is cut into strided buckets; the k-th largest of their maxima is a lower bound of the k-th
         entry, and only buckets whose maximum reaches it are looked at again."""
-        if strengths.dtype not in (torch.float32, torch.bfloat16):
+        if strengths.dtype not in AS_INTEGERS or k > strengths.shape[1]:
             return super().largest(strengths, k)
-        array = strengths.contiguous()
-        # as integers bfloat16 keeps its order among positive numbers, which negative ones are below
-        raw = array.view(torch.int16).numpy() if array.dtype == torch.bfloat16 else array.numpy()
+        # as integers they keep their order among positive numbers; negative ones are below, what is no number above
+        raw = strengths.contiguous().view(AS_INTEGERS[strengths.dtype]).numpy()
         out = torch.empty(len(raw), k, dtype=torch.long)
         depth = max(1, min(DEPTH, raw.shape[1] // (LANES * max(1, -(-2 * k // LANES)))))
         _spread(_largest, len(raw), raw, out.numpy(), k, depth)
@@ -40,7 +42,7 @@ class Numba(Kernels):
     def dots(self, entries: Entries, table: Tensor, matrix: Tensor) -> Tensor:
         if not _are_plain(table, matrix):
             return super().dots(entries, table, matrix)
-        out = torch.empty(len(entries.indices))
+        out = torch.empty(len(entries.indices), dtype=torch.float32)
         _spread(_dots, len(table), *_arrays(entries.indices, entries.offsets, table, matrix, out))
         return out
 
@@ -58,12 +60,14 @@ class Numba(Kernels):
         if not _are_plain(matrix):
             return super().normalise_rows(matrix)
         _spread(_normalise_rows, len(matrix), *_arrays(matrix))
+        increment_version(matrix)
         return None
 
     def remove_parallel(self, gradient: Tensor, unit: Tensor) -> None:
         if not _are_plain(gradient, unit):
             return super().remove_parallel(gradient, unit)
         _spread(_remove_parallel, len(unit), *_arrays(gradient, unit))
+        increment_version(gradient)
         return None
 
 
@@ -86,6 +90,10 @@ def _spread(kernel: Callable[..., None], n: int, *arguments: Any) -> None:
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "sae-kernels")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
 
 
 def _are_plain(*matrices: Tensor) -> bool:

@@ -5,6 +5,8 @@ latent it is an `embedding_bag` over the *token* table, which is small enough to
 no atomics and always adds in the same order, so that runs repeat bit for bit.
 """
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,6 +17,9 @@ from sae.latents import Entries
 
 class Kernels:
     """What touches active latents only; a backend overrides what it does better. None of it is in autograd."""
+
+    is_recordable: ClassVar[bool] = False
+    """Whether nothing waits for a GPU, so that it can record a step."""
 
     def largest(self, strengths: Float[Tensor, "rows n"], k: int) -> Int[Tensor, "rows k"]:
         """The k largest of each row, in no order; of entries that are not positive any may be taken."""

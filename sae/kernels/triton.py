@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from sae.kernels.torch import Kernels
 from sae.latents import Entries
@@ -27,6 +28,8 @@ MAX_CANDIDATES = 1 << 12  # entries that one program sorts; a larger top-k is to
 
 class Triton(Kernels):
     """All of them."""
+
+    is_recordable = True
 
     def largest(self, strengths: Tensor, k: int) -> Tensor:
         """The row is cut into strided buckets. Those k whose maxima are largest have the k largest entries."""
@@ -95,6 +98,7 @@ class Triton(Kernels):
         elif len(matrix):
             width = triton.next_power_of_2(matrix.shape[1])
             _normalise[(len(matrix),)](matrix, matrix.shape[1], width, _accumulator(matrix))
+            increment_version(matrix)
 
     def remove_parallel(self, gradient: Tensor, unit: Tensor) -> None:
         if not (gradient.is_contiguous() and unit.is_contiguous()) or unit.shape[1] > MAX_ROW:
@@ -102,6 +106,7 @@ class Triton(Kernels):
         elif len(unit):
             width = triton.next_power_of_2(unit.shape[1])
             _remove_parallel[(len(unit),)](gradient, unit, unit.shape[1], width, _accumulator(unit))
+            increment_version(gradient)
 
 
 def _block(d: int) -> int:
@@ -260,7 +265,7 @@ def _add_parts(
     end = tl.minimum(begin + SEGMENT, n)
     latent = tl.load(latents + (begin if side == 0 else end - 1)).to(tl.int64)
     first, last = tl.load(bounds + latent), tl.load(bounds + latent + 1)
-    if last - first > SEGMENT and (side == 0 or first >= begin):
+    if last - first > SEGMENT and (side == 0 or first > begin):
         first, last = tl.maximum(first, begin), tl.minimum(last, end)
         total = _weighted_rows(weights, rows, first, last, table, column, d, ENTRIES, KIND)
         tl.store(parts + (2 * cut + side) * d + column, total, mask=column < d)

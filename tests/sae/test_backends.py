@@ -106,6 +106,21 @@ def test_repeats_are_equal_bit_for_bit(own):
     assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
 
 
+def test_rows_of_a_matrix_that_is_not_contiguous(own):
+    kernels, device = own
+    matrix, gradient = (torch.randn(8, 6, generator=torch.Generator().manual_seed(i)).to(device).T for i in range(2))
+    version = matrix._version
+    kernels.normalise_rows(matrix)
+    assert matrix._version > version, "autograd is told"
+    torch.testing.assert_close(matrix.norm(dim=1), torch.ones(6, device=device))
+    kernels.remove_parallel(gradient, matrix)
+    assert float((gradient * matrix).sum(1).abs().max()) < 1e-5
+    for each in (matrix.contiguous(), gradient.contiguous()):
+        version = each._version
+        kernels.normalise_rows(each)
+        assert each._version > version
+
+
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
 @pytest.mark.parametrize("d", [1, 5, 64])
 def test_rows_are_normalised_and_parallel_parts_removed(own, d, kind):

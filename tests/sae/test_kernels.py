@@ -3,7 +3,7 @@
 Each test runs on both ways through the kernels, sums over entries and dense products, at any size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sae import kernels
+from sae import kernels, select
 from sae.kernels import autograd
 from sae.latents import Entries, Latents, WideLatents
 from sae.select import BatchTopK, Gated, JumpReLU, ReLU, Selection, TopK
@@ -114,8 +114,8 @@ def test_padding_gets_neither_value_nor_gradient():
 
 def test_an_empty_batch():
     p = problem(0, batch=0, d=4, n_latents=6)
-    for select in (TopK(2), BatchTopK(2), ReLU()):
-        latents, recon = sparse(p, select)
+    for choose in (TopK(2), BatchTopK(2), ReLU()):
+        latents, recon = sparse(p, choose)
         assert latents.shape == (0, 6)
         assert recon.shape == (0, 4)
         for name, grad in gradients(recon.sum(), p).items():
@@ -142,6 +142,45 @@ def test_ties_keep_k_different_latents():
     assert all(len(set(row)) == 2 for row in latents.indices.view(3, 2).tolist())
     recon = kernels.decode(latents, p["W_dec"])
     torch.testing.assert_close(recon, latents.dense() @ p["W_dec"])
+
+
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["cpu", "gpu"])
+@given(seed=st.integers(0, 10**6), batch=st.integers(1, 29), n=st.integers(1, 59), data=st.data())
+def test_a_batch_is_chosen_from_the_largest_few_of_each_row(monkeypatch, on_gpu, seed, batch, n, data):
+    """Rows differ so much in size that some have far more than their share, and must be looked at again."""
+    monkeypatch.setattr(autograd, "CHUNK_ROWS", 5)
+    if on_gpu:
+        monkeypatch.setattr(select, "_largest", select._largest_on_gpu)
+    p = problem(seed, batch, 7, n)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        p["x"] *= 10 * torch.rand(batch, 1, generator=generator, dtype=torch.float64) ** 4
+        p["b_enc"] -= seed % 3
+    sizes = torch.rand(n, generator=generator, dtype=torch.float64) if seed % 2 else None
+    choose = BatchTopK(data.draw(st.integers(1, n)), sizes)
+    found = kernels.encode(p["x"], p["W_enc"], p["b_enc"], p["b_pre"], choose).dense()
+    torch.testing.assert_close(found, choose(dense_pre_acts(p)).dense(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("choose", [TopK(5), BatchTopK(5), ReLU()], ids=lambda value: type(value).__name__)
+def test_a_rounded_product_decides_and_values_are_exact(choose, dense_share):
+    """Under autocast: those of float32, where few are kept."""
+    p = {name: value.detach() for name, value in problem(4, 40, 32, 200, torch.float32).items()}
+    if isinstance(choose, ReLU):
+        p["b_enc"] -= 4
+    sizes = torch.rand(200, generator=torch.Generator().manual_seed(0)) + 0.05
+    for weights in (None, sizes):
+        own = choose if isinstance(choose, ReLU) else replace(choose, sizes=weights)
+        exact = (p["x"] - p["b_pre"]) @ p["W_enc"].T + 3 * p["b_enc"]
+        with torch.autocast("cpu", torch.bfloat16):
+            found = kernels.encode(p["x"], p["W_enc"], 3 * p["b_enc"], p["b_pre"], own)
+        expected = own(exact).dense()
+        kept = exact[found.entries.rows, found.indices]
+        assert ((found.dense() > 0) & (expected > 0)).sum() > 0.95 * (expected > 0).sum()
+        if dense_share == 1.0 or weights is not None:
+            torch.testing.assert_close(found.pre_acts, kept, rtol=1e-5, atol=1e-4)
+        else:
+            torch.testing.assert_close(found.pre_acts, kept, rtol=2e-2, atol=0.2)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ def test_rows_of_entries_and_their_order_by_latent():
     entries = Entries(torch.tensor([3, 1, 1, 0, 3]), torch.tensor([0, 2, 2, 5]))
     assert entries.rows.tolist() == [0, 0, 2, 2, 2]
     assert [side.tolist() for side in entries.by_latent] == [[0, 1, 1, 3, 3], [3, 1, 2, 0, 4]]
+    many = Entries(torch.arange(5000) % 3, torch.arange(5001))
+    assert many.by_latent[1].view(-1)[:1667].tolist() == list(range(0, 5000, 3)), "those of one latent by row"
     assert Entries(torch.tensor([], dtype=torch.long), torch.tensor([0])).rows.tolist() == []
 
 

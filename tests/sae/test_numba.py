@@ -51,6 +51,23 @@ def test_ties_and_rows_without_positive_entries(dtype):
     assert (numba.largest(inner, 1) == 4999).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [6, 5000])
+@pytest.mark.parametrize("every", [1, 7])
+def test_what_is_no_number_is_chosen_first(n, every, dtype):
+    """As torch does it: a loss then is none either, and says so."""
+    values = strengths(0, 2, n, dtype)
+    values[:, ::every] = torch.nan
+    found = numba.largest(values, 5)
+    assert all(len(set(row)) == 5 for row in found.tolist())
+    assert bool(values.gather(1, found).isnan().sum() == 2 * min(5, len(range(0, n, every))))
+
+
+def test_more_than_there_are():
+    with pytest.raises(RuntimeError, match="out of range"):
+        numba.largest(torch.ones(2, 5), 6)
+
+
 def test_a_row_that_is_not_contiguous():
     check(strengths(0, 5000, 3, torch.float32).T, 32)
 

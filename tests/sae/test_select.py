@@ -95,6 +95,13 @@ def test_a_batch_without_a_positive_one_keeps_nothing():
 
 
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 300), data=st.data())
+def test_of_equal_strengths_the_smallest_keys_are_kept(seed, n, data):
+    generator = torch.Generator().manual_seed(seed)
+    keys, wanted = torch.randperm(n, generator=generator), data.draw(st.integers(1, n))
+    assert sorted(select._largest(torch.ones(n), keys, wanted).tolist()) == list(range(wanted))
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 300), data=st.data())
 def test_a_gpus_choice_is_the_same(seed, n, data):
     """Equal strengths are taken in their order, which is that of the keys; others come with too few positive ones."""
     strengths = torch.randn(n, generator=torch.Generator().manual_seed(seed)).mul(4).round()

@@ -71,7 +71,7 @@ def test_a_resumed_run_ends_with_the_same_bits(name, tmp_path):
     [
         ("adam", {}),
         ("adam8bit", {"optimizer/0/0/step": 2}),
-        ("muon", {"optimizer/0/group/0/lr": 5e-3}),
+        ("muon", {"optimizer/0/group/0/momentum": 0.95}),
         ("schedule_free", {"optimizer/0/group/0/k": 2, "optimizer/0/group/0/weight_sum": 2e-4}),
         ("signum", {"optimizer/0/group/0/k": 2, "optimizer/0/group/0/weight_sum": 2e-4}),
     ],
@@ -104,3 +104,21 @@ def test_a_checkpoint_before_the_first_step(tmp_path):
     run = fresh()
     assert checkpoint.load(tmp_path / "c", *run).step == 0
     advance(*run, range(1))
+
+
+def test_a_run_goes_on_where_steps_are_recorded(tmp_path):
+    """There learning rates are tensors that a recording reads: they stay those that are set."""
+    path = tmp_path / "checkpoint"
+    dictionary, optimizer, average = fresh()
+    advance(dictionary, optimizer, average, range(2))
+    checkpoint.save(path, dictionary, optimizer, average, Progress(2, torch.zeros(N, dtype=torch.long)))
+    dictionary, optimizer, average = fresh()
+    groups = optimizer.parts[0].param_groups
+    for group in groups:
+        group |= {"lr": torch.tensor(0.5), "capturable": True}
+    checkpoint.load(path, dictionary, optimizer, average)
+    optimizer.set_lr(0.25)
+    for group in optimizer.parts[0].param_groups:
+        assert isinstance(group["lr"], torch.Tensor)
+        assert group["lr"].item() == pytest.approx(0.25 * group["unit"])
+        assert group["capturable"]

@@ -27,9 +27,10 @@ from sae.architectures.configs import (
     configs,
 )
 from sae.errors import DataError
+from sae.model import resolve_precision
 from sae.store import Places
 from tests.train.planted import N_FEATURES, X_AND_Y, X_TO_Y, D, K, X, choices, contents, member, train
-from train.learner import Learner, dead_window
+from train.learner import Learner, dead_window, precision_of, room_for
 from train.loader import Loader
 from train.optim import Optimizer
 
@@ -357,6 +358,32 @@ def test_all_of_it_goes_on_to_the_same_bytes(store, tmp_path, optimizer):
     learner.finish()
     assert n_resampled > 0
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def test_room_for_dead_latents_is_a_power_of_two():
+    assert [room_for(n, 1000) for n in (0, 1, 64, 65, 512, 513, 1000)] == [0, 64, 64, 128, 512, 1000, 1000]
+    assert room_for(3, 40) == 40
+
+
+def test_none_is_dead_before_the_window_has_passed(store, tmp_path):
+    learner, _ = learner_of(store, tmp_path, choices(batch=64, dead_tokens=128), TopKConfig(n_latents=64, k=K))
+    rooms = []
+    for learner.progress.step in range(4):
+        rooms.append(learner._room())
+    assert rooms == [0, 0, None, None]
+
+
+@pytest.mark.parametrize(
+    ("sae", "precision", "expected"),
+    [
+        (JumpReLUConfig(n_latents=64), "auto", "float32"),
+        (JumpReLUConfig(n_latents=64), "bfloat16", "bfloat16"),
+        (JumpReLUTanhConfig(n_latents=64), "auto", resolve_precision("auto", torch.device("cpu"))),
+    ],
+    ids=str,
+)
+def test_a_window_that_bfloat16_does_not_resolve_is_float32(sae, precision, expected):
+    assert precision_of(choices(precision=precision), sae, torch.device("cpu")) == expected
 
 
 class Ops(TorchDispatchMode):
