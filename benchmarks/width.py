@@ -23,6 +23,7 @@ from benchmarks.frameworks import OURS, ROOT
 from benchmarks.training import GPU, Case, Contestant, run
 from benchmarks.world import Scale, prepare
 from sae.kernels.autograd import CHUNK_ROWS, _Exact, _Rounded
+from sae.kernels.torch import Kernels
 from sae.model import resolve_precision
 
 WIDTHS = [4096, 8192, 16_384, 24_576, 32_768, 65_536, 131_072, 262_144]
@@ -65,7 +66,7 @@ def floor(scale: Scale, width: int) -> dict[str, float]:
     d, is_rounded = scale.world.d_in, resolve_precision("auto", torch.device("cpu")) == "bfloat16"
     generator = torch.Generator().manual_seed(0)
     x, W = torch.randn(scale.batch, d, generator=generator), torch.randn(width, d, generator=generator) / d**0.5
-    product = (_Rounded if is_rounded else _Exact)(W, torch.zeros(width), None)
+    product = (_Rounded if is_rounded else _Exact)(W, torch.zeros(width), None, Kernels())
     matrix = torch.empty_like(W)
     seconds = _median(lambda: [product(rows) for rows in x.split(CHUNK_ROWS)])
     copy = _median(lambda: matrix.copy_(W))

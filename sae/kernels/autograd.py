@@ -30,7 +30,7 @@ def encode(
 ) -> Latents:
     """See `sae.kernels.encode`."""
     centred = x if b_pre is None else x - b_pre
-    if may_be_wide and select.is_elementwise and _keeps_many(centred, W_enc, b_enc, select):
+    if may_be_wide and select.is_elementwise and _keeps_many(centred, W_enc, b_enc, select, own):
         wide = _WidePreActs.apply(x, W_enc, b_enc, b_pre, centred.detach())
         return WideLatents(select.values(wide, ...), wide)  # type: ignore[arg-type]
     with torch.no_grad():
@@ -47,7 +47,7 @@ def _select(centred: Tensor, W_enc: Tensor, b_enc: Tensor, select: Selection, ow
     """
     is_rounded = torch.is_autocast_enabled(centred.device.type)
     with torch.autocast(centred.device.type, enabled=False):
-        product = (_Rounded if is_rounded else _Exact)(W_enc, b_enc, select.sizes)
+        product = (_Rounded if is_rounded else _Exact)(W_enc, b_enc, select.sizes, own)
         if type(select) is BatchTopK:
             kept = _largest_of_batch(centred, product, len(W_enc), select, own)
             return kept, own.dots(kept, centred, W_enc) + b_enc[kept.indices]
@@ -88,10 +88,10 @@ def _joined(parts: Sequence[Entries]) -> Entries:
 
 
 @torch.no_grad()
-def _keeps_many(centred: Tensor, W_enc: Tensor, b_enc: Tensor, select: Selection) -> bool:
+def _keeps_many(centred: Tensor, W_enc: Tensor, b_enc: Tensor, select: Selection, own: Kernels) -> bool:
     """Whether so many entries of the first rows are kept that whole matrices are faster."""
     rows = centred[:PROBE_ROWS]
-    product = (_Rounded if torch.is_autocast_enabled(rows.device.type) else _Exact)(W_enc, b_enc, select.sizes)
+    product = (_Rounded if torch.is_autocast_enabled(rows.device.type) else _Exact)(W_enc, b_enc, select.sizes, own)
     with torch.autocast(rows.device.type, enabled=False):
         return len(select.entries(product(rows)[1]).indices) > WIDE_SHARE * len(rows) * len(W_enc)
 
@@ -99,7 +99,7 @@ def _keeps_many(centred: Tensor, W_enc: Tensor, b_enc: Tensor, select: Selection
 class _Exact:
     """`rows -> (pre-activations, the same as they compete)`."""
 
-    def __init__(self, W_enc: Tensor, b_enc: Tensor, sizes: Tensor | None) -> None:
+    def __init__(self, W_enc: Tensor, b_enc: Tensor, sizes: Tensor | None, own: Kernels) -> None:  # noqa: ARG002
         self.W, self.b, self.sizes, self.n_latents = W_enc, b_enc, sizes, len(W_enc)
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,11 +111,11 @@ class _Rounded:
     """The same in bfloat16. Weights are rounded, and laid out, once; sizes are multiplied into them, so that both
     sides are as they compete."""
 
-    def __init__(self, W_enc: Tensor, b_enc: Tensor, sizes: Tensor | None) -> None:
-        W, b = (W_enc, b_enc) if sizes is None else (W_enc * sizes[:, None], b_enc * sizes)
-        self.W, self.b, self.n_latents = W.bfloat16(), b.bfloat16(), len(W)
+    def __init__(self, W_enc: Tensor, b_enc: Tensor, sizes: Tensor | None, own: Kernels) -> None:
+        self.W, self.n_latents = own.rounded(W_enc, sizes), len(W_enc)
+        self.b = (b_enc if sizes is None else b_enc * sizes).bfloat16()
         # oneDNN's own layout: a tenth faster over many chunks
-        self.is_laid_out = W.device.type == "cpu" and _has_layout()
+        self.is_laid_out = W_enc.device.type == "cpu" and _has_layout()
         if self.is_laid_out:
             self.W = torch.ops.mkldnn._reorder_linear_weight(self.W, CHUNK_ROWS)
 

@@ -39,6 +39,13 @@ class Numba(Kernels):
         _spread(_largest, len(raw), raw, out.numpy(), k, depth)
         return out
 
+    def rounded(self, matrix: Tensor, sizes: Tensor | None) -> Tensor:
+        if sizes is None or not _are_plain(matrix, sizes):
+            return super().rounded(matrix, sizes)
+        out = torch.from_numpy(np.empty(matrix.shape, dtype=np.int16))
+        _spread(_rounded, len(matrix), *_arrays(matrix, sizes, out))
+        return out.view(torch.bfloat16)
+
     def dots(self, entries: Entries, table: Tensor, matrix: Tensor) -> Tensor:
         if not _are_plain(table, matrix):
             return super().dots(entries, table, matrix)
@@ -82,9 +89,16 @@ def _spread(kernel: Callable[..., None], n: int, *arguments: Any) -> None:
         kernel(0, n, *arguments)
         return
     size = -(-n // (PARTS * threads)) or 1
-    parts = [_pool(threads).submit(kernel, at, min(at + size, n), *arguments) for at in range(0, n, size)]
-    for part in parts:
-        part.result()
+    parts = iter([(at, min(at + size, n)) for at in range(0, n, size)])
+
+    def work() -> None:
+        for first, last in parts:
+            kernel(first, last, *arguments)
+
+    others = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
+    work()
+    for other in others:
+        other.result()
 
 
 @cache
@@ -162,6 +176,21 @@ def _keep(row: np.ndarray, found: np.ndarray, count: int, k: int, out: np.ndarra
 
 
 SUMS = {"nsz", "reassoc", "contract"}  # a row's sum may be one of many lanes
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+@no_type_check
+def _rounded(first: int, last: int, matrix: np.ndarray, sizes: np.ndarray, out: np.ndarray) -> None:
+    """bfloat16 is the upper half of a float32, rounded to the nearest, or to the even one of two."""
+    d = matrix.shape[1]
+    row = np.empty(d, np.float32)
+    bits = row.view(np.int32)
+    for i in range(first, last):
+        for j in range(d):
+            row[j] = matrix[i, j] * sizes[i]
+        for j in range(d):
+            rounded = (bits[j] + np.int32(0x7FFF) + ((bits[j] >> np.int32(16)) & np.int32(1))) >> np.int32(16)
+            out[i, j] = rounded if row[j] == row[j] else np.int32(0x7FC0)
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False, fastmath=SUMS)

@@ -8,7 +8,7 @@ no atomics and always adds in the same order, so that runs repeat bit for bit.
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import BFloat16, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -24,6 +24,10 @@ class Kernels:
     def largest(self, strengths: Float[Tensor, "rows n"], k: int) -> Int[Tensor, "rows k"]:
         """The k largest of each row, in no order; of entries that are not positive any may be taken."""
         return strengths.topk(k, dim=1, sorted=False).indices
+
+    def rounded(self, matrix: Float[Tensor, "n d"], sizes: Float[Tensor, " n"] | None) -> BFloat16[Tensor, "n d"]:
+        """The matrix, its rows times their sizes if there are any, in bfloat16."""
+        return (matrix if sizes is None else matrix * sizes[:, None]).bfloat16()
 
     def dots(
         self, entries: Entries, table: Float[Tensor, "batch d"], matrix: Float[Tensor, "n_latents d"]

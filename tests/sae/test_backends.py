@@ -106,6 +106,23 @@ def test_repeats_are_equal_bit_for_bit(own):
     assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
 
 
+def test_rounding_is_torchs_bit_for_bit(own):
+    """To the nearest, to the even one of two, over the largest to infinity, and what is no number stays so."""
+    kernels, device = own
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randint(-(2**31), 2**31 - 1, (300, 40), generator=generator).int().view(torch.float32)
+    matrix[0, :5] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 3.4e38, torch.inf, 0.0])
+    sizes = torch.ones(300)
+    sizes[150:] = torch.rand(150, generator=generator)
+    matrix, sizes = matrix.to(device), sizes.to(device)
+    for weights in (None, sizes):
+        found = kernels.rounded(matrix, weights)
+        exact = (matrix if weights is None else matrix * weights[:, None]).bfloat16()
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found.isnan(), exact.isnan())
+        assert torch.equal(found.nan_to_num(7.0), exact.nan_to_num(7.0))
+
+
 def test_rows_of_a_matrix_that_is_not_contiguous(own):
     kernels, device = own
     matrix, gradient = (torch.randn(8, 6, generator=torch.Generator().manual_seed(i)).to(device).T for i in range(2))
