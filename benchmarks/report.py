@@ -98,16 +98,15 @@ def _width_section(figures: dict[str, Any]) -> str:
         f"TopK, k = {figures['k']}, rows of {figures['d_in']} numbers, products in {figures['precision']}. The floor",
         "is the encoder's product and the bytes of Adam, measured beside each step.\n",
         "![Milliseconds of a step against latents and against rows of a batch, beside the floor](width.png)\n",
-        "| latents | batch | ms | product | Adam's bytes | step / floor | not the product | tokens/s | peak memory |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| latents | batch | ms | product | Adam's bytes | step / floor | not the product | tokens/s |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for point in (*figures["widths"], *figures["batches"]):
         step, product, adam = (point[f"{name}_seconds"] for name in ("step", "product", "adam"))
         milliseconds = " | ".join(f"{1e3 * seconds:.0f}" for seconds in (step, product, adam))
         lines.append(
             f"| {point['n_latents']:,} | {point['batch']:,} | {milliseconds} "
-            f"| {step / (product + adam):.2f} | {1 - product / step:.0%} | {point['tokens_per_second']:,} "
-            f"| {point['peak_megabytes']:,} MB |"
+            f"| {step / (product + adam):.2f} | {1 - product / step:.0%} | {point['tokens_per_second']:,} |"
         )
     return "\n".join([*lines, ""])
 

@@ -55,7 +55,7 @@ def measure(width: int, batch: int) -> dict[str, Any]:
     folder = ROOT / "runs" / "training" / scale.digest
     prepare(scale, 0, folder)
     own = run(Case(f"topk-{width}", width, 32, ()), Contestant(OURS, "topk"), scale, folder)
-    own = {name: own[name] for name in ("step_seconds", "tokens_per_second", "peak_megabytes")}
+    own = {name: own[name] for name in ("step_seconds", "tokens_per_second")}
     figures = {"n_latents": width, "batch": batch, **own, **floor(scale, width)}
     logging.info("%s", figures)
     return figures
@@ -95,7 +95,8 @@ def plot(figures: dict[str, Any]) -> None:
         axis.loglog(x, floors, "s--", label="product and Adam's bytes")
         axis.loglog(x, [1e3 * point["product_seconds"] for point in points], ":", label="product")
         axis.set_xlabel({"n_latents": "latents", "batch": "rows of a batch"}[name])
-        axis.set_xticks(x, [f"{value // 1024}k" for value in x])
+        powers = [value for value in x if value.bit_count() == 1]
+        axis.set_xticks(powers, [f"{value // 1024}k" for value in powers])
         axis.minorticks_off()
     axes[0].set_ylabel("ms")
     axes[0].legend(frameon=False)
