@@ -28,6 +28,20 @@ class Entries:
         """Latents in ascending order, and the entry of each; those of one latent by row."""
         return self.indices.int().sort(stable=True)  # type: ignore[return-value] # half as many bytes to sort
 
+    def bounds(self, n_latents: int) -> Int[Tensor, " n_latents_and_1"]:
+        """Where each latent's entries begin and end in `by_latent`."""
+        numbers = torch.arange(n_latents + 1, dtype=torch.int32, device=self.indices.device)
+        return torch.searchsorted(self.by_latent[0], numbers)
+
+    def flat(self, n_latents: int) -> Int[Tensor, " nnz"]:
+        """Where each entry lies in the matrix of all."""
+        return self.rows * n_latents + self.indices
+
+    def dense(self, values: Float[Tensor, " nnz"], n_latents: int) -> Float[Tensor, "batch n_latents"]:
+        """The matrix with these values at the entries, those of one place added up, and zeros; differentiable."""
+        batch = len(self.offsets) - 1
+        return values.new_zeros(batch * n_latents).index_add_(0, self.flat(n_latents), values).view(batch, n_latents)
+
 
 @dataclass(frozen=True)
 class Latents:
@@ -64,9 +78,7 @@ class Latents:
 
     def dense(self) -> Float[Tensor, "batch n_latents"]:
         """The same latents with their zeros."""
-        dense = self.values.new_zeros(self.batch * self.n_latents)
-        flat = self.rows() * self.n_latents + self.indices
-        return dense.index_add(0, flat, self.values).view(self.batch, self.n_latents)
+        return self.entries.dense(self.values, self.n_latents)
 
     def subset(self, kept: Bool[Tensor, " nnz"]) -> "Latents":
         """Only the entries where `kept`; differentiable."""

@@ -55,7 +55,7 @@ def weighted(
 
 def gather(pre_acts: Float[Tensor, "batch n_latents"], kept: Entries) -> Float[Tensor, " nnz"]:
     """The kept pre-activations."""
-    return pre_acts.flatten()[kept.rows * pre_acts.shape[1] + kept.indices]
+    return pre_acts.flatten()[kept.flat(pre_acts.shape[1])]
 
 
 def where(mask: Bool[Tensor, "batch n_latents"]) -> Entries:

@@ -30,31 +30,40 @@ def encode(
 ) -> Latents:
     """See `sae.kernels.encode`."""
     centred = x if b_pre is None else x - b_pre
-    if may_be_wide and select.is_elementwise and _keeps_many(centred, W_enc, b_enc, select, own):
+    is_rounded = torch.is_autocast_enabled(x.device.type)
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        product = (_Rounded if is_rounded else _Exact)(W_enc, b_enc, select.sizes, own)
+        is_wide = may_be_wide and select.is_elementwise and _keeps_many(centred, product, select)
+    if is_wide:
         wide = _WidePreActs.apply(x, W_enc, b_enc, b_pre, centred.detach())
         return WideLatents(select.values(wide, ...), wide)  # type: ignore[arg-type]
-    with torch.no_grad():
-        kept, picked = _select(centred, W_enc, b_enc, select, own)
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        kept, picked = _select(centred, product, W_enc, b_enc, select, own, is_rounded)
     pre_acts: Tensor = _PreActs.apply(x, W_enc, b_enc, b_pre, centred.detach(), picked, kept, own)  # type: ignore[assignment]
     return Latents.of(select.values(pre_acts, kept.indices), kept, pre_acts, len(W_enc))
 
 
-def _select(centred: Tensor, W_enc: Tensor, b_enc: Tensor, select: Selection, own: Kernels) -> tuple[Entries, Tensor]:
+def _select(
+    centred: Tensor,
+    product: "_Product",
+    W_enc: Tensor,
+    b_enc: Tensor,
+    select: Selection,
+    own: Kernels,
+    is_rounded: bool,
+) -> tuple[Entries, Tensor]:
     """What is kept, and the pre-activations of that, by chunks of rows where the selection allows it.
 
     Under autocast the product that decides is bfloat16. Where little is kept, its pre-activations are then
     computed again in full precision: rounding changes what is barely kept, and no value.
     """
-    is_rounded = torch.is_autocast_enabled(centred.device.type)
-    with torch.autocast(centred.device.type, enabled=False):
-        product = (_Rounded if is_rounded else _Exact)(W_enc, b_enc, select.sizes, own)
-        if type(select) is BatchTopK:
-            kept = _largest_of_batch(centred, product, len(W_enc), select, own)
-            return kept, own.dots(kept, centred, W_enc) + b_enc[kept.indices]
-        kept, picked = _select_by(select, product, centred, own)
-        if is_rounded and (select.sizes is not None or not _is_dense(kept, len(W_enc), is_rounded)):
-            return kept, own.dots(kept, centred, W_enc) + b_enc[kept.indices]
-        return kept, picked.to(b_enc.dtype)
+    if type(select) is BatchTopK:
+        kept = _largest_of_batch(centred, product, select, own)
+        return kept, own.dots(kept, centred, W_enc) + b_enc[kept.indices]
+    kept, picked = _select_by(select, product, centred, own)
+    if is_rounded and (select.sizes is not None or not _is_dense(kept, len(W_enc), is_rounded)):
+        return kept, own.dots(kept, centred, W_enc) + b_enc[kept.indices]
+    return kept, picked.to(b_enc.dtype)
 
 
 def _chunks(x: Tensor, n_latents: int) -> Sequence[Tensor]:
@@ -87,13 +96,10 @@ def _joined(parts: Sequence[Entries]) -> Entries:
     return Entries(torch.cat([part.indices for part in parts]), torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
 
 
-@torch.no_grad()
-def _keeps_many(centred: Tensor, W_enc: Tensor, b_enc: Tensor, select: Selection, own: Kernels) -> bool:
+def _keeps_many(centred: Tensor, product: "_Product", select: Selection) -> bool:
     """Whether so many entries of the first rows are kept that whole matrices are faster."""
     rows = centred[:PROBE_ROWS]
-    product = (_Rounded if torch.is_autocast_enabled(rows.device.type) else _Exact)(W_enc, b_enc, select.sizes, own)
-    with torch.autocast(rows.device.type, enabled=False):
-        return len(select.entries(product(rows)[1]).indices) > WIDE_SHARE * len(rows) * len(W_enc)
+    return len(select.entries(product(rows)[1]).indices) > WIDE_SHARE * len(rows) * product.n_latents
 
 
 class _Exact:
@@ -137,11 +143,12 @@ def _has_layout() -> bool:
 _Product = _Exact | _Rounded
 
 
-def _largest_of_batch(centred: Tensor, product: _Product, n_latents: int, select: BatchTopK, own: Kernels) -> Entries:
+def _largest_of_batch(centred: Tensor, product: _Product, select: BatchTopK, own: Kernels) -> Entries:
     """BatchTopK's choice from the largest few of each row, so that the wide matrix never exists whole.
 
     Where all of a row's few have been chosen more might have been: such rows are looked at again, for more.
     """
+    n_latents = product.n_latents
     rows, limit = torch.arange(len(centred), device=centred.device), min(ROW_SHARE * select.k, n_latents)
     settled: list[tuple[Tensor, Tensor]] = []
     while True:
@@ -175,14 +182,13 @@ def row_gradients(
 ) -> Tensor:
     """See `Kernels.row_gradients`; a dense product, and it alone, may be rounded to bfloat16."""
     if _is_dense(entries, n_latents, is_rounded):
-        return _product(_dense(entries, weights, len(table), n_latents).T, table, is_rounded)
+        return _product(entries.dense(weights, n_latents).T, table, is_rounded)
     return own.row_gradients(entries, weights, table, n_latents)
 
 
 def _sum_rows(entries: Entries, values: Tensor, matrix: Tensor, own: Kernels, is_rounded: bool) -> Tensor:
-    batch = len(entries.offsets) - 1
     if _is_dense(entries, len(matrix), is_rounded):
-        return _product(_dense(entries, values, batch, len(matrix)), matrix, is_rounded)
+        return _product(entries.dense(values, len(matrix)), matrix, is_rounded)
     return own.sum_rows(entries, values, matrix)
 
 
@@ -190,11 +196,6 @@ def _is_dense(entries: Entries, n_latents: int, is_rounded: bool) -> bool:
     on_gpu = entries.indices.device.type != "cpu"
     share = GPU_DENSE_SHARE if on_gpu and is_rounded else DENSE_SHARE
     return len(entries.indices) > share * (len(entries.offsets) - 1) * n_latents
-
-
-def _dense(entries: Entries, weights: Tensor, batch: int, n_latents: int) -> Tensor:
-    flat = entries.rows * n_latents + entries.indices
-    return weights.new_zeros(batch * n_latents).index_add_(0, flat, weights).view(batch, -1)
 
 
 def _product(a: Tensor, b: Tensor, is_rounded: bool) -> Tensor:

@@ -56,8 +56,7 @@ class Numba(Kernels):
     def row_gradients(self, entries: Entries, weights: Tensor, table: Tensor, n_latents: int) -> Tensor:
         if not _are_plain(weights, table):
             return super().row_gradients(entries, weights, table, n_latents)
-        latents, order = entries.by_latent
-        bounds = torch.searchsorted(latents, torch.arange(n_latents + 1, dtype=latents.dtype))
+        bounds, order = entries.bounds(n_latents), entries.by_latent[1]
         # numpy's memory comes in huge pages, and needs no thousands of faults
         out = torch.from_numpy(np.empty((n_latents, table.shape[1]), dtype=np.float32))
         _spread(_row_gradients, n_latents, *_arrays(bounds, entries.rows[order], weights[order], table, out))
@@ -65,17 +64,17 @@ class Numba(Kernels):
 
     def normalise_rows(self, matrix: Tensor) -> None:
         if not _are_plain(matrix):
-            return super().normalise_rows(matrix)
-        _spread(_normalise_rows, len(matrix), *_arrays(matrix))
-        increment_version(matrix)
-        return None
+            super().normalise_rows(matrix)
+        else:
+            _spread(_normalise_rows, len(matrix), *_arrays(matrix))
+            increment_version(matrix)
 
     def remove_parallel(self, gradient: Tensor, unit: Tensor) -> None:
         if not _are_plain(gradient, unit):
-            return super().remove_parallel(gradient, unit)
-        _spread(_remove_parallel, len(unit), *_arrays(gradient, unit))
-        increment_version(gradient)
-        return None
+            super().remove_parallel(gradient, unit)
+        else:
+            _spread(_remove_parallel, len(unit), *_arrays(gradient, unit))
+            increment_version(gradient)
 
 
 def _spread(kernel: Callable[..., None], n: int, *arguments: Any) -> None:

@@ -73,7 +73,7 @@ class Triton(Kernels):
         (sorted_latents, order), d = entries.by_latent, table.shape[1]
         block, kind = _block(d), _accumulator(table)
         width = triton.cdiv(d, block)
-        bounds = _bounds(sorted_latents, n_latents)
+        bounds = entries.bounds(n_latents)
         own = bounds, entries.rows[order], weights[order], table.contiguous()
         out = torch.empty(n_latents, d, dtype=table.dtype, device=table.device)
         _add_few[(n_latents, width)](*own, out, d, SEGMENT, block, ENTRIES, kind, num_warps=1)
@@ -86,9 +86,9 @@ class Triton(Kernels):
         return out
 
     def latent_sums(self, entries: Entries, weights: Tensor, n_latents: int) -> Tensor:
-        sorted_latents, order = entries.by_latent
+        _, order = entries.by_latent
         out = torch.empty(n_latents, dtype=weights.dtype, device=weights.device)
-        bounds = _bounds(sorted_latents, n_latents)
+        bounds = entries.bounds(n_latents)
         _add_weights[(n_latents,)](bounds, weights[order], out, BLOCK, _accumulator(weights), num_warps=1)
         return out
 
@@ -115,13 +115,6 @@ def _block(d: int) -> int:
 
 def _accumulator(like: Tensor) -> tl.dtype:
     return tl.float64 if like.dtype == torch.float64 else tl.float32
-
-
-def _bounds(sorted_latents: Tensor, n_latents: int) -> Tensor:
-    """Where each latent's entries begin and end."""
-    return torch.searchsorted(
-        sorted_latents, torch.arange(n_latents + 1, dtype=torch.int32, device=sorted_latents.device)
-    )
 
 
 @triton.jit

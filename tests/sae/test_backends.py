@@ -36,6 +36,20 @@ def own(request) -> tuple[Kernels, str]:
     return backend(request.param)
 
 
+def strengths(seed: int, rows: int, n: int, dtype: torch.dtype, shift: float = 0.0) -> Tensor:
+    return (torch.randn(rows, n, generator=torch.Generator().manual_seed(seed)) + shift).to(dtype)
+
+
+def check_largest(kernels: Kernels, values: Tensor, k: int) -> None:
+    found = kernels.largest(values, k)
+    assert found.shape == (len(values), k)
+    assert all(len(set(row)) == k for row in found.tolist()), "each entry once"
+    assert bool(((found >= 0) & (found < values.shape[1])).all())
+    own, torchs = values.gather(1, found), values.topk(k, dim=1).values
+    # of entries that are not positive any may be taken
+    assert torch.equal(own.float().relu().sort(1).values, torchs.float().relu().sort(1).values)
+
+
 def problem(
     device: str, seed: int, counts: list[int], n_latents: int, d: int, kind: torch.dtype
 ) -> tuple[Entries, Tensor, Tensor, Tensor]:

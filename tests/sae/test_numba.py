@@ -5,20 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.sae.test_backends import check_largest, strengths
+
 numba = pytest.importorskip("sae.kernels.numba").Numba()
 
 
-def strengths(seed: int, rows: int, n: int, dtype: torch.dtype, shift: float = 0.0) -> torch.Tensor:
-    return (torch.randn(rows, n, generator=torch.Generator().manual_seed(seed)) + shift).to(dtype)
-
-
 def check(values: torch.Tensor, k: int) -> None:
-    found = numba.largest(values, k)
-    assert found.shape == (len(values), k)
-    assert all(len(set(row)) == k for row in found.tolist()), "each entry once"
-    own, torchs = values.gather(1, found), values.topk(k, dim=1).values
-    # of entries that are not positive any may be taken
-    assert torch.equal(own.float().relu().sort(1).values, torchs.float().relu().sort(1).values)
+    check_largest(numba, values, k)
 
 
 @given(

@@ -6,44 +6,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.sae.test_backends import GPU, check_sums
-from tests.sae.test_numba import strengths
+from tests.sae.test_backends import GPU, check_largest, check_sums, strengths
 
 gpu = pytest.importorskip("sae.kernels.triton")
 OWN = gpu.Triton()
 KINDS = [torch.float32, torch.bfloat16]
 
 
-def check_largest(values: Tensor, k: int) -> None:
-    values = values.to(GPU)
-    found = OWN.largest(values, k)
-    assert found.shape == (len(values), k)
-    assert all(len(set(row)) == k for row in found.tolist()), "each entry once"
-    assert bool(((found >= 0) & (found < values.shape[1])).all())
-    own, torchs = values.gather(1, found), values.topk(k, dim=1).values
-    # of entries that are not positive any may be taken
-    assert torch.equal(own.float().relu().sort(1).values, torchs.float().relu().sort(1).values)
+def check(values: Tensor, k: int) -> None:
+    check_largest(OWN, values.to(GPU), k)
 
 
 @given(st.integers(0, 10**6), st.integers(0, 3), st.integers(1, 300), st.sampled_from(KINDS), st.data())
 def test_top_k_is_torchs(seed, rows, n, kind, data):
-    check_largest(strengths(seed, rows, n, kind), data.draw(st.integers(1, n)))
+    check(strengths(seed, rows, n, kind), data.draw(st.integers(1, n)))
 
 
 @pytest.mark.parametrize("kind", [*KINDS, torch.float64])
 @pytest.mark.parametrize(("n", "k"), [(24_576, 32), (24_577, 128), (70_000, 32), (3000, 200), (5000, 3000)])
 def test_top_k_at_real_sizes(n, k, kind):
-    check_largest(strengths(0, 1, n, kind), k)
+    check(strengths(0, 1, n, kind), k)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_top_k_of_ties_and_of_rows_without_positive_entries(kind):
-    check_largest(torch.zeros(3, 500, dtype=kind), 7)
-    check_largest(torch.ones(3, 500, dtype=kind), 7)
-    check_largest(strengths(0, 3, 500, kind, shift=-2.2), 64)  # a few are positive
-    check_largest(strengths(0, 3, 500, kind, shift=-100.0), 64)
-    check_largest(strengths(0, 3, 500, kind).round(), 200)
-    check_largest(torch.arange(500.0).repeat(2, 1).to(kind), 20)
+    check(torch.zeros(3, 500, dtype=kind), 7)
+    check(torch.ones(3, 500, dtype=kind), 7)
+    check(strengths(0, 3, 500, kind, shift=-2.2), 64)  # a few are positive
+    check(strengths(0, 3, 500, kind, shift=-100.0), 64)
+    check(strengths(0, 3, 500, kind).round(), 200)
+    check(torch.arange(500.0).repeat(2, 1).to(kind), 20)
 
 
 @pytest.mark.parametrize("segment", [1, 2, 3, 8, 64, 1024])
