@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from analysis.codes import Codes
 from analysis.config import IndexConfig
+from sae import memory
 from sae.dictionary import Dictionary
 from sae.files import publish
 from sae.store import ActivationStore, Pairs, Places
@@ -18,6 +19,7 @@ from sae.tokens import TokenStore
 ROWS = 8192  # rows encoded at a time
 
 
+@memory.reused()
 def build(
     dictionary: Dictionary,
     n_latents: int,

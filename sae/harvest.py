@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sae import memory
 from sae import sites as site_names
 from sae.config import HarvestConfig
 from sae.errors import ConfigError, DataError
@@ -40,6 +41,7 @@ class _Group:
     rows: int
 
 
+@memory.reused()
 def harvest(
     model: nn.Module,
     sites: Sequence[str],

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from sae import sites
+from sae import memory, sites
 from sae.dictionary import Dictionary
 from sae.metrics import Moments, Reconstruction, ce_recovered, kl_divergence, kl_recovered
 from sae.model import Subject
@@ -77,6 +77,7 @@ def pca_fvu(train: Pairs, held_out: Pairs, k: int, limit: int = 1 << 20) -> floa
     return error / moments.variance
 
 
+@memory.reused()
 @torch.no_grad()
 def splice(
     subject: Subject,

@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from sae import memory
 from sae.errors import ConfigError
 from sae.model import default_device
 from sae.store import ActivationStore, Pairs
@@ -21,6 +22,7 @@ from train.learner import Learner, Member
 from train.loader import Loader
 
 
+@memory.reused()
 def fit(members: Sequence[Member], store: ActivationStore, seed: int, logs: Path) -> list[dict[str, Any]]:
     """Train every member into its folder, each step of all on the same rows; returns each one's facts.
 
