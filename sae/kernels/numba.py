@@ -124,12 +124,13 @@ def _largest(first: int, last: int, strengths: np.ndarray, out: np.ndarray, k: i
     block = LANES * depth
     n_blocks = n // block
     n_buckets = n_blocks * LANES
+    maxima, values = np.empty(n_buckets, strengths.dtype), np.empty(n, strengths.dtype)
+    found = np.arange(n)
     for b in range(first, last):
         row = strengths[b]
         if n_buckets < k:
-            _keep(row, np.arange(n), n, k, out[b])
+            _keep(row, found, n, k, values, out[b])
             continue
-        maxima = np.empty(n_buckets, strengths.dtype)
         for i in range(n_blocks):
             best = maxima[i * LANES : (i + 1) * LANES]
             for j in range(LANES):
@@ -138,8 +139,7 @@ def _largest(first: int, last: int, strengths: np.ndarray, out: np.ndarray, k: i
                 part = row[i * block + t * LANES : i * block + (t + 1) * LANES]
                 for j in range(LANES):
                     best[j] = max(best[j], part[j])
-        bound = np.partition(maxima, n_buckets - k)[n_buckets - k]
-        found = np.empty(n, np.int64)
+        bound = _kth_largest(maxima, n_buckets, k)
         count = 0
         for i in range(n_buckets):
             if maxima[i] >= bound:
@@ -152,15 +152,16 @@ def _largest(first: int, last: int, strengths: np.ndarray, out: np.ndarray, k: i
             if row[i] >= bound:
                 found[count] = i
                 count += 1
-        _keep(row, found, count, k, out[b])
+        _keep(row, found, count, k, values, out[b])
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
 @no_type_check
-def _keep(row: np.ndarray, found: np.ndarray, count: int, k: int, out: np.ndarray) -> None:
+def _keep(row: np.ndarray, found: np.ndarray, count: int, k: int, values: np.ndarray, out: np.ndarray) -> None:
     """Write the k largest of the first `count` found; of equal ones at the edge, those that were found first."""
-    values = row[found[:count]]
-    edge = np.partition(values, count - k)[count - k]
+    for e in range(count):
+        values[e] = row[found[e]]
+    edge = _kth_largest(values, count, k)
     kept = 0
     for e in range(count):
         if values[e] > edge:
@@ -172,6 +173,26 @@ def _keep(row: np.ndarray, found: np.ndarray, count: int, k: int, out: np.ndarra
         if values[e] == edge:
             out[kept] = found[e]
             kept += 1
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+@no_type_check
+def _kth_largest(values: np.ndarray, n: int, k: int) -> int:
+    """Of the first n integers, by halving: to count those above a level is fast, to put them in order is not."""
+    low = high = np.int64(values[0])
+    for i in range(1, n):
+        low, high = min(low, np.int64(values[i])), max(high, np.int64(values[i]))
+    while low < high:
+        level = low + (high - low + 1) // 2
+        threshold = values.dtype.type(level)  # of their own width, which as many lanes hold as there can be
+        count = np.int32(0)
+        for i in range(n):
+            count += np.int32(values[i] >= threshold)
+        if count >= k:
+            low = level
+        else:
+            high = level - 1
+    return values.dtype.type(low)
 
 
 SUMS = {"nsz", "reassoc", "contract"}  # a row's sum may be one of many lanes
