@@ -283,9 +283,9 @@ class SAE(Dictionary):
         """Scale the encoder so that the first reconstructions of rows that no latent points to are right in size: in
         the direction of the data many latents fire a little, and their sum is too long, or, where few may fire, too
         short."""
-        along, square = 0.0, 0.0
+        along, square, select = 0.0, 0.0, self.selection()
         for rows, wanted in zip(x.split(FIT_CHUNK), target.split(FIT_CHUNK), strict=True):
-            recon = kernels.decode(self._encode(rows), self.W_dec)
+            recon = kernels.decode(self._encode(rows, select), self.W_dec)
             along += (recon * (wanted - self.b_dec)).sum().item()
             square += recon.square().sum().item()
         if along > 0:
@@ -296,23 +296,24 @@ class SAE(Dictionary):
         return {"b_enc": self.input_size, "b_dec": self.target_size}
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Latents:
-        return self._encode(self._enter(x)[0])
+        return self._encode(self._enter(x)[0], self.selection())
 
     def decode(self, latents: Latents) -> Float[Tensor, "batch d_out"]:
         return self._leave(kernels.decode(latents, self.W_dec) + self.b_dec, None)
 
     def reconstruct(self, x: Float[Tensor, "batch d_in"]) -> tuple[Latents, Float[Tensor, "batch d_out"]]:
         scaled, rows = self._enter(x)
-        latents = self._encode(scaled)
+        latents = self._encode(scaled, self.selection())
         return latents, self._leave(self._decode(latents, self._skipped(x, scaled)), rows)
 
     def forward(self, x: Float[Tensor, "batch d_in"], target: Float[Tensor, "batch d_out"], step: Step) -> Forward:
         scaled = self._enter(x)[0]
         target = scaled if self.target_scaling is None else self.target_scaling.enter(target)
-        latents, skipped = self._encode(scaled), self._skipped(x, scaled)
+        select = self.selection()
+        latents, skipped = self._encode(scaled, select), self._skipped(x, scaled)
         recon = self._decode(latents, skipped)
         terms = {"mse": self._error(recon, target)}
-        out = Forward(scaled, target, latents, recon, terms, skipped, self.sizes)
+        out = Forward(scaled, target, latents, recon, terms, skipped, select.sizes)
         terms.update(self._revival(out, step))
         terms.update(self.penalties(out, step))
         return out
@@ -326,8 +327,8 @@ class SAE(Dictionary):
             return self.target_scaling.leave(recon)
         return self.scaling.leave(recon, rows)
 
-    def _encode(self, scaled: Tensor) -> Latents:
-        return kernels.encode(scaled, self.W_enc, self.b_enc, self.b_pre, self.selection(), self.training)
+    def _encode(self, scaled: Tensor, select: Selection) -> Latents:
+        return kernels.encode(scaled, self.W_enc, self.b_enc, self.b_pre, select, self.training)
 
     def _skipped(self, x: Tensor, scaled: Tensor) -> Tensor:
         return x if self.cfg.normalise in ("layer_norm", "row_norm") else scaled

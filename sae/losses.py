@@ -3,18 +3,25 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from sae.latents import Latents
 
 
 def squared_error(recon: Float[Tensor, "batch d"], target: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
     """`mean over rows of ||recon - target||^2`."""
-    return (recon - target).square().sum(dim=1).mean()
+    return mse_loss(recon, target, reduction="sum") / len(recon)
 
 
 def row_sum(latents: Latents, per_entry: Float[Tensor, " *nnz"]) -> Float[Tensor, ""]:
     """`mean over rows of the sum over its entries`, the form of every sparsity penalty."""
-    return per_entry.sum() / latents.batch
+    rows = per_entry.sum(dim=-1)  # of a list, all of them
+    return rows.to(torch.promote_types(rows.dtype, torch.float32)).sum() / latents.batch
+
+
+def weighted_l1(latents: Latents, norms: Float[Tensor, " n_latents"]) -> Float[Tensor, ""]:
+    """`mean over rows of sum_i f_i norm_i`."""
+    return latents.weighted_sum(norms) / latents.batch
 
 
 def auxk(residual: Float[Tensor, "batch d"], recon: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:

@@ -34,7 +34,7 @@ V = TypeVar("V", bound="View")
 VERSIONS = {
     "tokens": 1,
     "activations": 1,
-    "dictionary": 6,
+    "dictionary": 7,
     "evaluation": 2,
     "codes": 1,
     "index": 1,
@@ -295,8 +295,9 @@ class Run:
 
 def dictionaries(runs: Sequence[Run]) -> list[Box]:
     """The dictionaries of runs that share their activations, learnt from one stream of batches."""
+    from sae.model import resolve_precision
     from sae.store import ActivationStore
-    from train.learner import Member, precision_of
+    from train.learner import Member
     from train.trainer import fit
 
     first = runs[0]
@@ -311,7 +312,7 @@ def dictionaries(runs: Sequence[Run]) -> list[Box]:
             "type": run.cfg.sae_type,
             "sae": to_json(run.cfg.sae),
             "train": {k: v for k, v in to_json(run.cfg.train).items() if k not in ("tracker", "checkpoint_seconds")}
-            | {"precision": precision_of(run.cfg.train, run.cfg.sae, first.subject.device)},
+            | {"precision": resolve_precision(run.cfg.train.precision, first.subject.device)},
             "seed": run.cfg.seed,
         }
         for run in runs

@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae.latents import Entries, Latents
+from sae.latents import Entries, Latents, above, pieces
+
+NARROW = 2**-6  # a window of fewer than four of bfloat16's steps below 1
 
 Which = Int[Tensor, " nnz"] | EllipsisType
 """The latent of each entry; `...`: of a whole matrix of them."""
@@ -30,6 +32,11 @@ class Selection(ABC):
     `...`: what is kept of one then depends on that one alone."""
     sizes: Float[Tensor, " n_latents"] | None = None
     """Weights, none negative, with which pre-activations compete; latents keep their own values."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether pre-activations must not be rounded to bfloat16 before it decides."""
+        return False
 
     @abstractmethod
     def entries(self, pre_acts: Float[Tensor, "batch n_latents"]) -> Entries:
@@ -173,59 +180,101 @@ class JumpReLU(Selection):
     ste_to_input: bool = False
     """Let the threshold's pseudo-derivative reach the pre-activation as well, with the other sign."""
 
+    @property
+    def is_exact(self) -> bool:
+        """Thresholds learn from a narrow window."""
+        return 0 < self.bandwidth < NARROW
+
     def entries(self, pre_acts: Float[Tensor, "batch n_latents"]) -> Entries:
         if self.bandwidth == 0:
             return where(pre_acts > self.threshold.detach().clamp_min(0))
         return where(pre_acts > self.threshold.detach() - self.bandwidth / 2)
 
     def values(self, pre_acts: Float[Tensor, "*kept"], indices: Which) -> Float[Tensor, "*kept"]:
-        threshold = self.threshold[indices].expand_as(pre_acts)
-        return _Jump.apply(pre_acts, threshold, self.bandwidth, self.ste_to_input)  # type: ignore[return-value]
+        return _Jump.apply(pre_acts, self.threshold[indices], self.bandwidth, self.ste_to_input)  # type: ignore[return-value]
 
-    def steps(self, latents: Latents) -> Float[Tensor, "*kept"]:
-        """`H(z - threshold)` of each entry, differentiable in the threshold (eq. 12)."""
-        threshold = latents.pick(self.threshold)
-        return _Step.apply(latents.pre_acts, threshold, self.bandwidth, self.ste_to_input)  # type: ignore[return-value]
+    def l0(self, latents: Latents) -> Float[Tensor, " batch"]:
+        """How many pre-activations of each row are above their threshold, `sum_i H(z_i - threshold_i)`,
+        differentiable in the thresholds (eq. 12)."""
+        threshold = self.threshold if latents.pre_acts.ndim == 2 else latents.pick(self.threshold)
+        return _L0.apply(latents.pre_acts, threshold, latents, self.bandwidth, self.ste_to_input)  # type: ignore[return-value]
 
 
 def _window(pre_acts: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     """`K((z - threshold) / bandwidth)`."""
-    return ((pre_acts - threshold).abs() < bandwidth / 2).to(pre_acts.dtype)
+    distance = (pre_acts - threshold).abs_()
+    return torch.lt(distance, bandwidth / 2, out=distance)
 
 
 class _Jump(torch.autograd.Function):
-    """`z H(z - threshold)` of single entries, with the straight-through gradient of eq. 11."""
+    """`z H(z - threshold)`, with the straight-through gradient of eq. 11: of single entries, each with its threshold,
+    or of a matrix, whose rows all have the same thresholds."""
 
     @staticmethod
     def forward(ctx: Any, pre_acts: Tensor, threshold: Tensor, bandwidth: float, ste_to_input: bool) -> Tensor:
         ctx.save_for_backward(pre_acts, threshold)
         ctx.bandwidth, ctx.ste_to_input = bandwidth, ste_to_input
-        return torch.where(pre_acts > threshold, pre_acts.relu(), 0)
+        values = _values_of(pre_acts)
+        for part in pieces(pre_acts):
+            own = pre_acts[part]
+            values[part] = above(own, threshold.clamp_min(0)).mul_(own)
+        return values
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         pre_acts, threshold = ctx.saved_tensors
-        grad_pre = grad * ((pre_acts > threshold) & (pre_acts > 0))
+        grad_pre, grad_threshold = torch.empty_like(pre_acts), torch.zeros_like(threshold)
+        for part in pieces(pre_acts):
+            own, coming = pre_acts[part], grad[part].to(pre_acts.dtype)
+            passed = above(own, threshold.clamp_min(0)).mul_(coming)
+            if ctx.bandwidth > 0:
+                through = _window(own, threshold, ctx.bandwidth).mul_(coming)
+                if ctx.ste_to_input:
+                    passed += through * (threshold / ctx.bandwidth)
+                grad_threshold -= _to_latents(through, threshold)
+            grad_pre[part] = passed
         if ctx.bandwidth == 0:
             return grad_pre, None, None, None
-        through = grad * _window(pre_acts, threshold, ctx.bandwidth) * (threshold / ctx.bandwidth)
-        return grad_pre + through if ctx.ste_to_input else grad_pre, -through, None, None
+        return grad_pre, grad_threshold * (threshold / ctx.bandwidth), None, None
 
 
-class _Step(torch.autograd.Function):
-    """`H(z - threshold)` of single entries, with the straight-through gradient of eq. 12."""
+class _L0(torch.autograd.Function):
+    """`sum_i H(z_i - threshold_i)` of each row, with the straight-through gradient of eq. 12; see `_Jump`."""
 
     @staticmethod
-    def forward(ctx: Any, pre_acts: Tensor, threshold: Tensor, bandwidth: float, ste_to_input: bool) -> Tensor:
+    def forward(
+        ctx: Any, pre_acts: Tensor, threshold: Tensor, latents: Latents, bandwidth: float, ste_to_input: bool
+    ) -> Tensor:
         ctx.save_for_backward(pre_acts, threshold)
-        ctx.bandwidth, ctx.ste_to_input = bandwidth, ste_to_input
-        return ((pre_acts > threshold) & (pre_acts > 0)).to(pre_acts.dtype)
+        ctx.latents, ctx.bandwidth, ctx.ste_to_input = latents, bandwidth, ste_to_input
+        if pre_acts.ndim == 1:
+            return latents.row_sums(above(pre_acts, threshold.clamp_min(0)))
+        parts = pieces(pre_acts)
+        return torch.cat([above(pre_acts[part], threshold.clamp_min(0)).sum(dim=1) for part in parts])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         pre_acts, threshold = ctx.saved_tensors
-        through = grad * _window(pre_acts, threshold, ctx.bandwidth) / ctx.bandwidth
-        return through if ctx.ste_to_input else None, -through, None, None
+        grad = grad[ctx.latents.rows()] if pre_acts.ndim == 1 else grad[:, None]
+        grad_pre = torch.empty_like(pre_acts) if ctx.ste_to_input else None
+        grad_threshold = torch.zeros_like(threshold)
+        for part in pieces(pre_acts):
+            through = _window(pre_acts[part], threshold, ctx.bandwidth).mul_(grad[part])
+            if grad_pre is not None:
+                grad_pre[part] = through / ctx.bandwidth
+            grad_threshold -= _to_latents(through, threshold)
+        return grad_pre, grad_threshold / ctx.bandwidth, None, None, None
+
+
+def _values_of(pre_acts: Tensor) -> Tensor:
+    """Room for the latents of these pre-activations: those of a matrix are of the kind that products want."""
+    is_rounded = pre_acts.ndim == 2 and torch.is_autocast_enabled(pre_acts.device.type)
+    return torch.empty_like(pre_acts, dtype=torch.bfloat16 if is_rounded else pre_acts.dtype)
+
+
+def _to_latents(grad: Tensor, of_latents: Tensor) -> Tensor:
+    """The gradient of what single entries, or all rows of a matrix, have of their latents."""
+    return grad if grad.ndim == of_latents.ndim else grad.sum(dim=0)
 
 
 @dataclass(frozen=True)
@@ -244,5 +293,30 @@ class Gated(Selection):
         return where(pre_acts > 0)
 
     def values(self, pre_acts: Float[Tensor, "*kept"], indices: Which) -> Float[Tensor, "*kept"]:
-        magnitude = self.r_mag.exp()[indices] * (pre_acts - self.b_gate[indices]) + self.b_mag[indices]
-        return torch.where(pre_acts > 0, magnitude.relu(), 0)
+        scale = self.r_mag.exp()
+        shift = self.b_mag - scale * self.b_gate
+        return _Magnitude.apply(pre_acts, scale[indices], shift[indices])  # type: ignore[return-value]
+
+
+class _Magnitude(torch.autograd.Function):
+    """`1[z > 0] ReLU(scale z + shift)`, of single entries or of a matrix; see `_Jump`."""
+
+    @staticmethod
+    def forward(ctx: Any, pre_acts: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        values = _values_of(pre_acts)
+        for part in pieces(pre_acts):
+            own = pre_acts[part]
+            values[part] = torch.addcmul(shift, scale, own.to(scale.dtype)).relu_().mul_(above(own))
+        ctx.save_for_backward(pre_acts, scale, values)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        pre_acts, scale, values = ctx.saved_tensors
+        grad_pre, grad_scale, grad_shift = torch.empty_like(pre_acts), torch.zeros_like(scale), torch.zeros_like(scale)
+        for part in pieces(pre_acts):
+            passed = above(values[part]) * grad[part].to(scale.dtype)
+            grad_pre[part] = passed * scale
+            grad_scale += _to_latents(passed * pre_acts[part], scale)
+            grad_shift += _to_latents(passed, scale)
+        return grad_pre, grad_scale, grad_shift

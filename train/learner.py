@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sae import architectures, hub, kernels
 from sae.architectures.configs import DictionaryConfig
-from sae.config import Precision, to_json
+from sae.config import to_json
 from sae.dictionary import SAE, Dictionary, Forward, InputStats, Shape, Step
 from sae.errors import ConfigError, DataError
 from sae.files import write_json
@@ -61,7 +61,7 @@ class Learner:
 
     def __init__(self, member: Member, store: ActivationStore, n_steps: int, accelerator: Accelerator) -> None:
         self.member, self.n_steps, self.accelerator = member, n_steps, accelerator
-        self.cfg = replace(member.train, precision=precision_of(member.train, member.sae, accelerator.device))
+        self.cfg = replace(member.train, precision=resolve_precision(member.train.precision, accelerator.device))
         self.store = store
         self.held_out = store.pairs(member.places, "select")
         outputs = member.places.outputs
@@ -227,13 +227,6 @@ class Learner:
         write_json(self.member.out / "curve.json", self.progress.curve)
         last = self.progress.curve[-1]
         return {"steps": self.progress.step, "lr": self.settings.lr, "n_dead": last["n_dead"], "fvu": last["fvu"]}
-
-
-def precision_of(cfg: TrainConfig, sae: DictionaryConfig, device: torch.device) -> Precision:
-    """What `auto` is for this dictionary on this device."""
-    if cfg.precision == "auto" and sae.recipe.is_exact:
-        return "float32"
-    return resolve_precision(cfg.precision, device)
 
 
 def room_for(n_dead: int, n_latents: int) -> int:

@@ -28,8 +28,6 @@ class Recipe:
     decay: float = 0.2
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    is_exact: bool = False
-    """Whether `train.precision = auto` is float32: thresholds learn from a window that bfloat16 does not resolve."""
 
 
 @config
@@ -233,7 +231,7 @@ class JumpReLUConfig(PenaltyConfig):
     """JumpReLU with an L0 penalty (Rajamanoharan et al. 2024, arXiv:2407.14435; settings of Gemma Scope,
     arXiv:2408.05147). Thresholds and bandwidth are in units of inputs with mean squared norm 1."""
 
-    recipe: ClassVar[Recipe] = Recipe(lr=7e-5, warmup=0.01, decay=0.0, betas=(0.0, 0.999), is_exact=True)
+    recipe: ClassVar[Recipe] = Recipe(lr=7e-5, warmup=0.01, decay=0.0, betas=(0.0, 0.999))
 
     normalise: Normalise = "rms"
     """As for every dictionary; thresholds and bandwidth below are in its units."""

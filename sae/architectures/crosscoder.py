@@ -15,7 +15,7 @@ from torch import Tensor
 from sae.architectures import architectures
 from sae.architectures.configs import CrosscoderBatchTopKConfig, CrosscoderConfig
 from sae.dictionary import SAE, Forward, Shape, Step
-from sae.losses import row_sum
+from sae.losses import weighted_l1
 from sae.select import ReLU, Selection
 from sae.threshold import BatchThreshold
 
@@ -66,8 +66,7 @@ class Crosscoder(SAE):
 
     def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:
         coef = self.cfg.sparsity_coef * step.warm(self.cfg.sparsity_warmup)
-        weights = out.latents.pick(sizes(self, self.cfg.norm))
-        return {"l1": coef * row_sum(out.latents, out.latents.values * weights)}
+        return {"l1": coef * weighted_l1(out.latents, sizes(self, self.cfg.norm))}
 
 
 @architectures.register("crosscoder_batchtopk")

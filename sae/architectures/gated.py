@@ -14,7 +14,7 @@ from sae import kernels
 from sae.architectures import architectures
 from sae.architectures.configs import GatedConfig
 from sae.dictionary import SAE, Forward, Shape, Step
-from sae.losses import row_sum, squared_error
+from sae.losses import squared_error, weighted_l1
 from sae.select import Gated, Selection
 
 
@@ -45,11 +45,11 @@ class GatedSAE(SAE):
     def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:
         gates = out.latents.with_values(out.latents.pre_acts.relu())
         coef = self.cfg.sparsity_coef * step.warm(self.cfg.sparsity_warmup)
-        size = gates.values * gates.pick(self.W_dec.detach().norm(dim=1))
         recon = kernels.decode(gates, self.W_dec.detach()) + self.b_dec.detach()
         if self.W_skip is not None and out.skipped is not None:
             recon = recon + out.skipped @ self.W_skip.detach().T
-        return {"l1": coef * row_sum(gates, size), "aux": squared_error(recon, out.target)}
+        l1 = weighted_l1(gates, self.W_dec.detach().norm(dim=1))
+        return {"l1": coef * l1, "aux": squared_error(recon, out.target)}
 
     @torch.no_grad()
     def reseed(self, latents: Int[Tensor, " m"], x: Float[Tensor, "m d_in"], target: Float[Tensor, "m d_out"]) -> None:

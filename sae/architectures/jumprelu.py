@@ -103,10 +103,9 @@ def sparsity(cfg: JumpReLUConfig, jump: JumpReLU, out: Forward, norms: Tensor) -
     latents = out.latents
     if cfg.penalty == "tanh":
         return row_sum(latents, torch.tanh(cfg.tanh_scale * latents.values * latents.pick(norms)))
-    steps = jump.steps(latents)
+    l0 = jump.l0(latents)
     if cfg.penalty == "l0":
-        return row_sum(latents, steps)
-    l0 = latents.row_sums(steps)
+        return l0.mean()
     return (2 / cfg.target_l0 * (l0 - cfg.target_l0).square()).mean()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from sae.architectures import architectures
 from sae.architectures.configs import PAnnealConfig
 from sae.dictionary import SAE, Forward, Shape, Step
+from sae.latents import pieces
 from sae.losses import row_sum
 from sae.select import ReLU, Selection
 
@@ -53,9 +54,10 @@ class PAnnealSAE(SAE):
 
     def after_step(self, out: Forward) -> None:
         super().after_step(out)
-        values = out.latents.values.detach().double()
+        values = out.latents.values.detach()
         self.queue.copy_(self.queue.roll(1, dims=0))
-        self.queue[0] = torch.stack([power(values, p.item()).sum() for p in (self.p, self._next(self.p))])
+        parts, powers = pieces(values), (self.p.item(), self._next(self.p).item())
+        self.queue[0] = torch.stack([sum(power(values[part].double(), p).sum() for part in parts) for p in powers])
 
     def _next(self, p: Tensor) -> Tensor:
         return (p - (1 - self.cfg.p_end) / self.cfg.anneal_steps).clamp_min(self.cfg.p_end)

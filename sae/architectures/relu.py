@@ -12,7 +12,7 @@ from torch import Tensor
 from sae.architectures import architectures
 from sae.architectures.configs import ReLUConfig
 from sae.dictionary import SAE, Forward, Step
-from sae.losses import row_sum
+from sae.losses import weighted_l1
 from sae.select import ReLU, Selection
 
 
@@ -30,5 +30,4 @@ class ReLUSAE(SAE):
 
     def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:
         coef = self.cfg.sparsity_coef * step.warm(self.cfg.sparsity_warmup)
-        norms = out.latents.pick(self.W_dec.norm(dim=1))
-        return {"l1": coef * row_sum(out.latents, out.latents.values * norms)}
+        return {"l1": coef * weighted_l1(out.latents, self.W_dec.norm(dim=1))}

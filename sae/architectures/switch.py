@@ -61,16 +61,16 @@ class SwitchSAE(SAE):
         with torch.autocast(scaled.device.type, enabled=False):  # bfloat16 would send rows elsewhere
             return ((scaled - self.b_router) @ self.W_router.T).softmax(dim=1)
 
-    def _encode(self, scaled: Tensor) -> Latents:
+    def _encode(self, scaled: Tensor, select: Selection) -> Latents:
         routes = self._route(scaled)
         expert = routes.argmax(dim=1)
-        size, sizes = self.cfg.n_latents // self.cfg.n_experts, self.sizes
+        size, sizes = self.cfg.n_latents // self.cfg.n_experts, select.sizes
         parts, where = [], []
         for e in range(self.cfg.n_experts):
             rows = (expert == e).nonzero().flatten()
             own = slice(e * size, (e + 1) * size)
-            select = TopK(self.cfg.k, None if sizes is None else sizes[own])
-            part = kernels.encode(scaled[rows], self.W_enc[own], self.b_enc[own], self.b_pre, select)
+            of_expert = TopK(self.cfg.k, None if sizes is None else sizes[own])
+            part = kernels.encode(scaled[rows], self.W_enc[own], self.b_enc[own], self.b_pre, of_expert)
             parts.append((part.values, part.indices + e * size, part.pre_acts))
             where.append(rows)
         # every row has k latents: back to the order of rows by sorting rows alone

@@ -3,10 +3,12 @@
 `encode` runs any selection: the wide matrix of pre-activations never enters autograd, and is made by
 chunks of rows unless the selection needs it whole (BatchTopK does not). Both functions are differentiable
 in all their tensors. A backend gives what touches active latents only (`sae.kernels.torch.Kernels`):
-torch anywhere, numba on a CPU and Triton on a GPU where they are installed.
+torch anywhere, numba on a CPU and Triton on a GPU where they are installed. `SAE_KERNELS=torch` in the
+environment does without them.
 """
 
 import importlib.util
+import os
 from functools import cache
 
 import torch as _torch
@@ -66,7 +68,12 @@ def is_recordable(device: _torch.device) -> bool:
 
 def backends() -> list[str]:
     """Kernel backends that can be used on this machine, the preferred one first."""
-    found = {"triton": _has("triton") and _torch.cuda.is_available(), "numba": _has("numba"), "torch": True}
+    is_plain = os.environ.get("SAE_KERNELS") == "torch"
+    found = {
+        "triton": not is_plain and _has("triton") and _torch.cuda.is_available(),
+        "numba": not is_plain and _has("numba"),
+        "torch": True,
+    }
     return [name for name, is_there in found.items() if is_there]
 
 
@@ -76,6 +83,8 @@ def _has(package: str) -> bool:
 
 @cache
 def _kernels(device: str) -> Kernels:
+    if os.environ.get("SAE_KERNELS") == "torch":
+        return Kernels()
     if device == "cuda" and _has("triton"):
         from sae.kernels.triton import Triton
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from sae.kernels.torch import Kernels
-from sae.latents import Entries, Latents, WideLatents
+from sae.latents import Entries, Latents, WideLatents, column_sums
 from sae.select import BatchTopK, Selection, TopK, gather, weighted
 
 CHUNK_ROWS = 512  # rows of pre-activations at a time: those of 24,576 latents, in bfloat16, are 25 MB and stay in cache
@@ -30,12 +30,12 @@ def encode(
 ) -> Latents:
     """See `sae.kernels.encode`."""
     centred = x if b_pre is None else x - b_pre
-    is_rounded = torch.is_autocast_enabled(x.device.type)
+    is_rounded = torch.is_autocast_enabled(x.device.type) and not select.is_exact
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         product = (_Rounded if is_rounded else _Exact)(W_enc, b_enc, select.sizes, own)
         is_wide = may_be_wide and select.is_elementwise and _keeps_many(centred, product, select)
     if is_wide:
-        wide = _WidePreActs.apply(x, W_enc, b_enc, b_pre, centred.detach())
+        wide = _WidePreActs.apply(x, W_enc, b_enc, b_pre, centred.detach(), product)
         return WideLatents(select.values(wide, ...), wide)  # type: ignore[arg-type]
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         kept, picked = _select(centred, product, W_enc, b_enc, select, own, is_rounded)
@@ -57,13 +57,16 @@ def _select(
     Under autocast the product that decides is bfloat16. Where little is kept, its pre-activations are then
     computed again in full precision: rounding changes what is barely kept, and no value.
     """
+    share = _dense_share(centred.device, is_rounded)
     if type(select) is BatchTopK:
         kept = _largest_of_batch(centred, product, select, own)
-        return kept, own.dots(kept, centred, W_enc) + b_enc[kept.indices]
-    kept, picked = _select_by(select, product, centred, own)
-    if is_rounded and (select.sizes is not None or not _is_dense(kept, len(W_enc), is_rounded)):
-        return kept, own.dots(kept, centred, W_enc) + b_enc[kept.indices]
-    return kept, picked.to(b_enc.dtype)
+    elif type(select) is TopK and is_rounded and (select.sizes is not None or select.k <= share * len(W_enc)):
+        kept = _largest_of_rows(centred, product, select, own)
+    else:
+        kept, picked = _select_by(select, product, centred, own)
+        if not is_rounded or (select.sizes is None and _is_dense(kept, len(W_enc), is_rounded)):
+            return kept, picked.to(b_enc.dtype)
+    return kept, own.dots(kept, centred, W_enc) + b_enc[kept.indices]
 
 
 def _chunks(x: Tensor, n_latents: int) -> Sequence[Tensor]:
@@ -81,6 +84,12 @@ def _select_by(select: Selection, product: "_Product", centred: Tensor, own: Ker
             parts.append(select.entries(strengths))
         picked.append(gather(pre_acts, parts[-1]))
     return _joined(parts), torch.cat(picked)
+
+
+def _largest_of_rows(centred: Tensor, product: "_Product", select: TopK, own: Kernels) -> Entries:
+    """TopK's choice alone."""
+    parts = [own.largest(product(rows)[1], select.k) for rows in _chunks(centred, product.n_latents)]
+    return _of_each_row(torch.cat(parts))
 
 
 def _of_each_row(indices: Tensor) -> Entries:
@@ -173,7 +182,7 @@ def _largest_of_batch(centred: Tensor, product: _Product, select: BatchTopK, own
 def decode(latents: Latents, W_dec: Tensor, own: Kernels) -> Tensor:
     """Weighted sum of the rows of `W_dec` that are active."""
     if isinstance(latents, WideLatents):
-        return (latents.values @ W_dec).to(W_dec.dtype)
+        return (latents.values @ W_dec).to(W_dec.dtype)  # autocast rounds both
     return _Decode.apply(latents.values, latents.entries, W_dec, own)  # type: ignore[return-value]
 
 
@@ -193,13 +202,17 @@ def _sum_rows(entries: Entries, values: Tensor, matrix: Tensor, own: Kernels, is
 
 
 def _is_dense(entries: Entries, n_latents: int, is_rounded: bool) -> bool:
-    on_gpu = entries.indices.device.type != "cpu"
-    share = GPU_DENSE_SHARE if on_gpu and is_rounded else DENSE_SHARE
+    share = _dense_share(entries.indices.device, is_rounded)
     return len(entries.indices) > share * (len(entries.offsets) - 1) * n_latents
 
 
+def _dense_share(device: torch.device, is_rounded: bool) -> float:
+    return GPU_DENSE_SHARE if device.type != "cpu" and is_rounded else DENSE_SHARE
+
+
 def _product(a: Tensor, b: Tensor, is_rounded: bool) -> Tensor:
-    return (a.bfloat16() @ b.bfloat16()).to(a.dtype) if is_rounded else a @ b
+    """Of two matrices, of which wide ones may be rounded already; in full precision."""
+    return (a.bfloat16() @ b.bfloat16()).float() if is_rounded else a @ b
 
 
 class _WidePreActs(torch.autograd.Function):
@@ -210,23 +223,24 @@ class _WidePreActs(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         W_enc: Tensor,
-        b_enc: Tensor,
+        b_enc: Tensor,  # noqa: ARG004 - gets a gradient
         b_pre: Tensor | None,  # noqa: ARG004 - gets a gradient
         centred: Tensor,
+        product: "_Product",
     ) -> Tensor:
         ctx.save_for_backward(centred, W_enc)
-        ctx.is_rounded = torch.is_autocast_enabled(x.device.type)
+        ctx.is_rounded = torch.is_autocast_enabled(x.device.type)  # gradients, whatever decides
         with torch.autocast(x.device.type, enabled=False):
-            return _product(centred, W_enc.T, ctx.is_rounded).add_(b_enc)
+            return product(centred)[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         centred, W_enc = ctx.saved_tensors
         grad_x = _product(grad, W_enc, ctx.is_rounded) if ctx.needs_input_grad[0] else None
         grad_W = _product(grad.T, centred, ctx.is_rounded) if ctx.needs_input_grad[1] else None
-        grad_b_enc = grad.sum(dim=0)
+        grad_b_enc = column_sums(grad, W_enc.dtype)
         grad_b_pre = -(grad_b_enc @ W_enc) if ctx.needs_input_grad[3] else None
-        return grad_x, grad_W, grad_b_enc, grad_b_pre, None
+        return grad_x, grad_W, grad_b_enc, grad_b_pre, None, None
 
 
 class _PreActs(torch.autograd.Function):

@@ -15,8 +15,8 @@ def test_rounds_are_summed_up_by_medians():
         for ours, theirs in speeds
     ]
     assert summary(rounds) == {
-        "sae-atlas": {"tokens_per_second": 30, "fvu": 0.5, "ratio": 1.0},
-        "SAELens": {"tokens_per_second": 10, "fvu": 0.4, "ratio": 3.0},
+        "sae-atlas": {"tokens_per_second": 30, "fvu": 0.5, "sae-atlas is": 1.0},
+        "SAELens": {"tokens_per_second": 10, "fvu": 0.4, "sae-atlas is": 3.0},
     }
     theirs = [{"SAELens": each["SAELens"]} for each in rounds]
     assert summary(theirs) == {"SAELens": {"tokens_per_second": 10, "fvu": 0.4}}

@@ -27,10 +27,9 @@ from sae.architectures.configs import (
     configs,
 )
 from sae.errors import DataError
-from sae.model import resolve_precision
 from sae.store import Places
 from tests.train.planted import N_FEATURES, X_AND_Y, X_TO_Y, D, K, X, choices, contents, member, train
-from train.learner import Learner, dead_window, precision_of, room_for
+from train.learner import Learner, dead_window, room_for
 from train.loader import Loader
 from train.optim import Optimizer
 
@@ -371,19 +370,6 @@ def test_none_is_dead_before_the_window_has_passed(store, tmp_path):
     for learner.progress.step in range(4):
         rooms.append(learner._room())
     assert rooms == [0, 0, None, None]
-
-
-@pytest.mark.parametrize(
-    ("sae", "precision", "expected"),
-    [
-        (JumpReLUConfig(n_latents=64), "auto", "float32"),
-        (JumpReLUConfig(n_latents=64), "bfloat16", "bfloat16"),
-        (JumpReLUTanhConfig(n_latents=64), "auto", resolve_precision("auto", torch.device("cpu"))),
-    ],
-    ids=str,
-)
-def test_a_window_that_bfloat16_does_not_resolve_is_float32(sae, precision, expected):
-    assert precision_of(choices(precision=precision), sae, torch.device("cpu")) == expected
 
 
 class Ops(TorchDispatchMode):
