@@ -12,7 +12,7 @@ from sae.architectures.configs import MatryoshkaConfig
 from sae.files import read_json
 
 ROOT = Path(__file__).parent.parent
-OURS = "sae-atlas"
+OURS, PLAIN = "sae-atlas", "plain torch"
 ADAPTERS = {OURS: sae_atlas, "SAELens": saelens, "dictionary_learning": dictionary_learning, "sparsify": sparsify}
 
 
@@ -40,5 +40,6 @@ def launch(framework: str, job: Job) -> dict[str, Any]:
     job.write(path)
     python = sys.executable if framework == OURS else ROOT / ".peers" / framework.lower() / "bin" / "python"
     command = [str(python), "-m", ADAPTERS[framework].__name__, str(path)]
-    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "WANDB_MODE": "disabled"})
+    settings = {"WANDB_MODE": "disabled"} | ({"SAE_KERNELS": "torch"} if job.mode == PLAIN else {})
+    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, **settings})
     return read_json(Path(job.out) / "facts.json")

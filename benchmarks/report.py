@@ -78,18 +78,27 @@ def _training_section(figures: dict[str, Any]) -> str:
         "the same is learnt, not how well.\n",
     ]
     for name, rounds in figures["cases"].items():
+        table = training.summary(rounds)
+        ours = [key for key in next(iter(table.values())) if key.endswith(" is")]
+        has_l0 = all("l0" in own for own in table.values())
+        columns = ["", "tokens/s", *ours, "peak memory", "FVU", *["L0"] * has_l0]
         lines += [
             f"### {name}, {len(rounds)} round{'s' * (len(rounds) != 1)}\n",
-            "| | tokens/s | ours is | peak memory | FVU |",
-            "|---|---|---|---|---|",
+            _row(columns),
+            "|---" * len(columns) + "|",
         ]
-        for who, own in training.summary(rounds).items():
-            speed, memory = f"{own['tokens_per_second']:,.0f}", f"{own['peak_megabytes']:,.0f} MB"
-            lines.append(f"| {who} | {speed} | {own['ratio']:.1f}× | {memory} | {own['fvu']:.3f} |")
+        for who, own in table.items():
+            cells = [who, f"{own['tokens_per_second']:,.0f}", *(f"{own[key]:.1f}×" for key in ours)]
+            cells += [f"{own['peak_megabytes']:,.0f} MB", f"{own['fvu']:.3f}"]
+            lines.append(_row([*cells, f"{own['l0']:,.0f}"] if has_l0 else cells))
         lines.append("")
     if where:
         lines.append("Where the time goes, and what is left to gain: [a step on a GPU](decisions/gpu-step.md).\n")
     return "\n".join(lines)
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _width_section(figures: dict[str, Any]) -> str:

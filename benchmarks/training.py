@@ -18,21 +18,21 @@ import logging
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 
 from benchmarks import results
-from benchmarks.frameworks import ADAPTERS, OURS, ROOT, here, launch, settings
+from benchmarks.frameworks import ADAPTERS, OURS, PLAIN, ROOT, here, launch, settings
 from benchmarks.peers.exchange import Job
 from benchmarks.world import FULL, SMOKE, Scale, prepare
 from sae.files import read_json
 from train.synthetic import SYNTH_SAE_BENCH_16K
 
 LR = 1e-3
-STEPS, WARM_STEPS = 24, 4  # of a round, and how many of them are not timed
+STEPS, WARM_STEPS = 12, 4  # of a round, and how many of them are not timed
 SPEED = replace(FULL, batch=4096, tokens=4096 * STEPS, test_rows=8192)
 GPU = Scale(replace(SYNTH_SAE_BENCH_16K, orthogonal_steps=0), 24_576, batch=8192, tokens=8192 * STEPS, test_rows=8192)
 """Its directions are random ones: to make them as orthogonal as can be takes longer than all of the training."""
@@ -47,10 +47,15 @@ class Contestant:
     architecture: str
     """By its own name."""
     mode: str = ""
+    knob: float | None = None
+    """Instead of the case's."""
+    others: Mapping[str, Any] = field(default_factory=dict)
+    """Settings beside those that all comparisons have."""
+    label: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.framework}, {self.mode}" if self.mode else self.framework
+        return ", ".join(part for part in (self.framework, self.mode, self.label) if part)
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,13 @@ class Case:
     name: str
     n_latents: int
     knob: float
-    """k, in every framework."""
+    """k in every framework, or our penalty's coefficient."""
     contestants: tuple[Contestant, ...]
 
 
 _TOPK = (
     Contestant(OURS, "topk"),
+    Contestant(OURS, "topk", PLAIN),
     Contestant("sparsify", "topk"),
     Contestant("SAELens", "topk"),
     Contestant("SAELens", "topk", "autocast"),
@@ -82,6 +88,26 @@ _MATRYOSHKA = (
     Contestant("SAELens", "matryoshka_batchtopk"),
     Contestant("dictionary_learning", "matryoshka"),
 )
+_SPARSE = "L0 < 128"
+"""The others' steps take as long, however few latents fire."""
+_RELU = (
+    Contestant(OURS, "relu"),
+    Contestant(OURS, "relu", label=_SPARSE, knob=9.0),
+    Contestant("SAELens", "standard"),
+    Contestant("dictionary_learning", "standard"),
+)
+_JUMPRELU = (
+    Contestant(OURS, "jumprelu"),
+    Contestant(OURS, "jumprelu", label=_SPARSE, others={"init_l0": 100.0, "init_decoder": "random", "decoder": "free"}),
+    Contestant("SAELens", "jumprelu"),
+    Contestant("dictionary_learning", "jumprelu", knob=100),
+)
+_GATED = (
+    Contestant(OURS, "gated"),
+    Contestant(OURS, "gated", label=_SPARSE, knob=9.0),
+    Contestant("SAELens", "gated"),
+    Contestant("dictionary_learning", "gated"),
+)
 CASES = {
     case.name: case
     for case in (
@@ -90,6 +116,9 @@ CASES = {
         Case("topk-131k", 131_072, 32, _TOPK),
         Case("batchtopk-24k", 24_576, 32, _BATCHTOPK),
         Case("matryoshka-24k", 24_576, 32, _MATRYOSHKA),
+        Case("relu-24k", 24_576, 0.01, _RELU),
+        Case("jumprelu-24k", 24_576, 0.01, _JUMPRELU),
+        Case("gated-24k", 24_576, 0.01, _GATED),
     )
 }
 
@@ -110,7 +139,9 @@ def main() -> None:
     known = read_json(path)["figures"]["cases"] if path.exists() else {}
     for name in given.cases:
         case = CASES[name] if not given.smoke else replace(CASES[name], n_latents=64, knob=4)
-        case = replace(case, contestants=tuple(c for c in case.contestants if c.framework in given.frameworks))
+        chosen = (c for c in case.contestants if c.framework in given.frameworks)
+        # in one process all have the same kernels
+        case = replace(case, contestants=tuple(c for c in chosen if not (given.gpu and c.mode == PLAIN)))
         rounds: list[dict[str, Any]] = []
         for _ in range(given.rounds):
             rounds.append({one.name: run(case, one, scale, folder, given.gpu) for one in case.contestants})
@@ -137,12 +168,13 @@ def run(case: Case, one: Contestant, scale: Scale, folder: Path, in_process: boo
     Raises:
         CalledProcessError: the framework failed; what it said has been shown.
     """
-    out = folder / f"{case.name}-{one.name.replace(', ', '-')}"
+    out = folder / f"{case.name}-{case.contestants.index(one)}"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
+    knob = case.knob if one.knob is None else one.knob
     job = Job(
         architecture=one.architecture,
-        settings=settings(one.framework, one.architecture, case.knob, case.n_latents, scale.steps),
+        settings=settings(one.framework, one.architecture, knob, case.n_latents, scale.steps) | dict(one.others),
         seed=0,
         d_in=scale.world.d_in,
         n_latents=case.n_latents,
@@ -157,6 +189,7 @@ def run(case: Case, one: Contestant, scale: Scale, folder: Path, in_process: boo
         mode=one.mode,
     )
     found = (here if in_process else launch)(one.framework, job)
+    l0 = load_file(out / "found.safetensors")["offsets"][-1].item() / scale.test_rows
     shutil.rmtree(out)
     step = statistics.median(found["step_seconds"][-(scale.steps - WARM_STEPS) :])
     acts = load_file(folder / "test.safetensors")["acts"].double()
@@ -166,20 +199,22 @@ def run(case: Case, one: Contestant, scale: Scale, folder: Path, in_process: boo
         "tokens_per_second": round(scale.batch / step),
         "peak_megabytes": round(found["peak_kilobytes"] / 1024),
         "fvu": round(found["squared_error"] / variance, 5),
+        "l0": round(l0, 1),
     }
     logging.info("%s, %s: %s", case.name, one.name, figures)
     return figures
 
 
 def summary(rounds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """Medians over the rounds of each contestant, and of ours over its speed (`ratio`)."""
+    """Medians over the rounds of each contestant, and of each of ours over its speed (`sae-atlas is`)."""
     result = {}
+    ours = [name for name in rounds[0] if name.split(",")[0] == OURS]
     for name in rounds[0]:
         own = [each[name] for each in rounds]
         result[name] = {metric: statistics.median(figures[metric] for figures in own) for metric in own[0]}
-        if OURS in rounds[0]:
-            ratios = [each[OURS]["tokens_per_second"] / each[name]["tokens_per_second"] for each in rounds]
-            result[name]["ratio"] = round(statistics.median(ratios), 2)
+        for mine in ours:
+            ratios = [each[mine]["tokens_per_second"] / each[name]["tokens_per_second"] for each in rounds]
+            result[name][f"{mine} is"] = round(statistics.median(ratios), 2)
     return result
 
 

@@ -34,7 +34,7 @@ KNOBS = {
     "matching_pursuit": "k",
 }
 """What sets the L0 of each architecture."""
-PRECISIONS: dict[str, Precision] = {"": "auto", "float32": "float32", "autocast": "bfloat16"}
+PRECISIONS: dict[str, Precision] = {"": "auto", "plain torch": "auto", "float32": "float32", "autocast": "bfloat16"}
 
 
 def settings(architecture: str, knob: float, n_latents: int) -> dict[str, Any]:
@@ -43,8 +43,8 @@ def settings(architecture: str, knob: float, n_latents: int) -> dict[str, Any]:
     if architecture == "switch" and n_latents < 256:  # an expert of fewer than 16 latents is none
         chosen["n_experts"] = n_latents // 16
     sae = parse(configs.get(architecture), chosen, "sae")
-    # the recipe stands beside the fields, so that a changed one is seen; precision is the job's
-    return {**to_json(sae), "recipe": {k: v for k, v in to_json(sae.recipe).items() if k != "is_exact"}}
+    # the recipe stands beside the fields, so that a changed one is seen
+    return {**to_json(sae), "recipe": to_json(sae.recipe)}
 
 
 def train_config(job: Job) -> TrainConfig:
