@@ -32,7 +32,7 @@ from sae.files import read_json
 from train.synthetic import SYNTH_SAE_BENCH_16K
 
 LR = 1e-3
-STEPS, WARM_STEPS = 12, 4  # of a round, and how many of them are not timed
+STEPS, WARM_STEPS = 24, 4  # of a round, and how many of them are not timed
 SPEED = replace(FULL, batch=4096, tokens=4096 * STEPS, test_rows=8192)
 GPU = Scale(replace(SYNTH_SAE_BENCH_16K, orthogonal_steps=0), 24_576, batch=8192, tokens=8192 * STEPS, test_rows=8192)
 """Its directions are random ones: to make them as orthogonal as can be takes longer than all of the training."""

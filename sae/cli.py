@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.assignments += left
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for package in ("sae", "train", "analysis"):
-        logging.getLogger(package).setLevel(logging.INFO)
+        logging.getLogger(package).setLevel(logging.INFO if _is_main() else logging.WARNING)
     try:
         arguments.command(arguments)
     except SaeError as error:
@@ -190,21 +190,32 @@ def _cfg(arguments: argparse.Namespace) -> "RunConfig":
 
 @contextmanager
 def _locked_run(arguments: argparse.Namespace) -> Iterator["Run"]:
-    """The run that the arguments describe, held by this process."""
+    """The run that the arguments describe, held by this process, or by the first of several."""
     cfg, out, name = _cfg(arguments), _out(arguments), _option(arguments, "member")
     if name is not None:
         cfg.member(name)  # a wrong name is told before anything is imported or made
+    from sae.processes import current
     from sae.run import Run
     from sae.stage import lock
     from sae.sweep import member
 
-    with lock(out):
+    team = current()
+    with lock(out) if team.is_main else nullcontext():
         run = Run(cfg, out)
         yield run if name is None else member(run, name)
+        team.wait()
+    team.leave()
 
 
 def _say(value: Any) -> None:
+    if not _is_main():
+        return
     sys.stdout.write((value if isinstance(value, str) else json.dumps(value, indent=1)) + "\n")
+
+
+def _is_main() -> bool:
+    """Whether this process speaks, of those that `accelerate launch` started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ from sae.latents import Latents
 from sae.losses import auxk, ghost, squared_error
 from sae.scaling import RowScale, Scaling, SiteStats
 from sae.select import Selection, TopK
+from sae.team import ALONE, Team
 from sae.weights import centre, first_directions, normalise_rows, remove_parallel_gradient, rms_norm
 
 NEVER = -1e30  # a bias with which a latent does not fire
@@ -108,6 +109,9 @@ class Dictionary(nn.Module, ABC):
     then record a step. A class that adds such terms to a parent's must say False."""
     cfg: Any
     shape: Shape
+    team: Team = ALONE
+    """In training, the processes among which a batch is divided: a pass is of this one's rows, as many as the others',
+    and what it takes from a whole batch it asks the team."""
 
     @property
     @abstractmethod
@@ -353,13 +357,14 @@ class SAE(Dictionary):
             W_enc, W_dec = self.W_enc.index_select(0, dead), self.W_dec.index_select(0, dead)
             latents = kernels.encode(out.x, W_enc, b_enc, self.b_pre, select)
             unit = 1.0 if self.is_normalised else self.variance
-            terms["auxk"] = self.cfg.auxk_coef * unit * auxk(residual, kernels.decode(latents, W_dec))
+            terms["auxk"] = self.cfg.auxk_coef * unit * auxk(residual, kernels.decode(latents, W_dec), self.team)
         if self.cfg.ghost_coef > 0:
             centred = out.x if self.b_pre is None else out.x - self.b_pre
             pre_acts = torch.addmm(b_enc, centred, self.W_enc[dead].T)
             # a factor of a row does not change the term, so none of its exponentials need overflow or vanish
             ghosts = (pre_acts - pre_acts.detach().amax(dim=1, keepdim=True)).exp()
-            terms["ghost"] = self.cfg.ghost_coef * ghost(residual, ghosts @ self.W_dec[dead], out.terms["mse"])
+            recon = ghosts @ self.W_dec[dead]
+            terms["ghost"] = self.cfg.ghost_coef * ghost(residual, recon, out.terms["mse"], self.team)
         return terms
 
     def _dead(self, step: Step) -> tuple[Int[Tensor, " dead"], Float[Tensor, " dead"]]:

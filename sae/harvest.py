@@ -24,6 +24,7 @@ from sae import memory
 from sae import sites as site_names
 from sae.config import HarvestConfig
 from sae.errors import ConfigError, DataError
+from sae.processes import current
 from sae.sites import Site
 from sae.store import DTYPES, write_shard
 from sae.tokens import TokenSplit, TokenStore
@@ -50,7 +51,8 @@ def harvest(
     cfg: HarvestConfig,
     autocast: Autocast = nullcontext,
 ) -> dict[str, Any]:
-    """Write the activations of `sites` on every split of `tokens`; returns the facts of the box.
+    """Write the activations of `sites` on every split of `tokens`; returns the facts of the box. Of several processes
+    each makes its share of the shards, and the first has the facts.
 
     Args:
         model: any module that takes `input_ids=[batch, positions]`.
@@ -69,20 +71,27 @@ def harvest(
             f"harvest.skip_positions = {cfg.skip_positions}: no context of the train split is longer; "
             "nothing is left to train on"
         )
-    facts: dict[str, Any] = {site: {"d_in": 0, "splits": defaultdict(list)} for site in sites}
+    team = current()
+    shards = [(name, number, group) for name in splits for number, group in enumerate(groups[name])]
     total = sum(len(split.tokens) for split in splits.values())
-    with tqdm(total=total, unit="tok", unit_scale=True, desc="harvest", mininterval=1.0) as progress:
-        for name, split in splits.items():
-            for number, group in enumerate(groups[name]):
-                paths = {site: out / _folder(site) / f"{name}-{number:05d}.safetensors" for site in sites}
-                if not all(path.exists() for path in paths.values()):
-                    acts = _run(model, resolved, split, group, cfg, autocast)
-                    for site, path in paths.items():
-                        write_shard(path, acts[site], DTYPES[cfg.dtype])
+    with tqdm(
+        total=total, unit="tok", unit_scale=True, desc="harvest", mininterval=1.0, disable=not team.is_main
+    ) as progress:
+        for i, (name, number, group) in enumerate(shards):
+            split, paths = splits[name], _paths(out, sites, name, number)
+            if i % team.size == team.rank and not all(path.exists() for path in paths.values()):
+                acts = _run(model, resolved, split, group, cfg, autocast)
                 for site, path in paths.items():
-                    facts[site]["d_in"] = _width(path)
-                    facts[site]["splits"][name].append([path.relative_to(out).as_posix(), group.rows])
-                progress.update(int(split.context_starts[group.last] - split.context_starts[group.first]))
+                    write_shard(path, acts[site], DTYPES[cfg.dtype])
+            progress.update(int(split.context_starts[group.last] - split.context_starts[group.first]))
+    team.wait()
+    if not team.is_main:
+        return {}
+    facts: dict[str, Any] = {site: {"splits": defaultdict(list)} for site in sites}
+    for name, number, group in shards:
+        for site, path in _paths(out, sites, name, number).items():
+            facts[site]["d_in"] = _width(path)
+            facts[site]["splits"][name].append([path.relative_to(out).as_posix(), group.rows])
     for site in sites:
         facts[site] |= _moments([out / file for file, _ in facts[site]["splits"]["train"]])
     return {"sites": facts, "skip_positions": cfg.skip_positions, "dtype": cfg.dtype}
@@ -148,8 +157,9 @@ def forward(
     return found
 
 
-def _folder(site: str) -> str:
-    return site.replace(":", "-")
+def _paths(out: Path, sites: Sequence[str], split: str, number: int) -> dict[str, Path]:
+    """The files of one shard, by site."""
+    return {site: out / site.replace(":", "-") / f"{split}-{number:05d}.safetensors" for site in sites}
 
 
 def _width(path: Path) -> int:

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from sae.latents import Latents
+from sae.team import ALONE, Team
 
 
 def squared_error(recon: Float[Tensor, "batch d"], target: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
@@ -24,20 +25,23 @@ def weighted_l1(latents: Latents, norms: Float[Tensor, " n_latents"]) -> Float[T
     return latents.weighted_sum(norms) / latents.batch
 
 
-def auxk(residual: Float[Tensor, "batch d"], recon: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
+def auxk(residual: Float[Tensor, "batch d"], recon: Float[Tensor, "batch d"], team: Team = ALONE) -> Float[Tensor, ""]:
     """How badly dead latents reconstruct what the live ones missed (Gao et al. 2024, §A.2).
 
-    `||e - e_hat||^2 / Var(e)`, means over rows; the residual e is a constant here. 0 if e has no
-    variance beyond the rounding of its mean.
+    `||e - e_hat||^2 / Var(e)`, means over rows; the residual e is a constant here, and its variance that of the
+    whole team's rows. 0 if e has no variance beyond the rounding of its mean.
     """
     e = residual.detach()
-    variance = (e - e.mean(dim=0)).square().sum(dim=1).mean()
+    centred = e - team.mean(e.mean(dim=0))
     kind, error = torch.finfo(e.dtype), squared_error(recon, e)
-    rounding = kind.eps * e.square().sum(dim=1).mean()
+    variance, square = team.mean(torch.stack([part.square().sum(dim=1).mean() for part in (centred, e)]))
+    rounding = kind.eps * square
     return torch.where(variance > rounding, error / variance.clamp_min(kind.tiny), torch.zeros_like(error))
 
 
-def ghost(residual: Float[Tensor, "batch d"], recon: Float[Tensor, "batch d"], mse: Tensor) -> Float[Tensor, ""]:
+def ghost(
+    residual: Float[Tensor, "batch d"], recon: Float[Tensor, "batch d"], mse: Tensor, team: Team = ALONE
+) -> Float[Tensor, ""]:
     """Ghost gradients: dead latents as if their activation were `exp(pre)` (Jermyn & Templeton 2024,
     "Ghost grads", Transformer Circuits, January update).
 
@@ -47,4 +51,5 @@ def ghost(residual: Float[Tensor, "batch d"], recon: Float[Tensor, "batch d"], m
     e, kind = residual.detach(), torch.finfo(residual.dtype)
     size = e.norm(dim=1, keepdim=True) / (2 * recon.detach().norm(dim=1, keepdim=True)).clamp_min(kind.eps)
     error = squared_error(size * recon, e)
-    return error * (mse.detach() / error.detach().clamp_min(kind.tiny))
+    whole_mse, whole_error = team.mean(torch.stack([mse.detach(), error.detach()]))
+    return error * (whole_mse / whole_error.clamp_min(kind.tiny))

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sae.config import to_json
 from sae.errors import ConfigError, DataError
 from sae.files import read_json, write_json
+from sae.processes import current
 from sae.run_config import RunConfig
 from sae.stage import Box, stages
 
@@ -61,8 +62,10 @@ class Run:
     """The run whose network, tokens and activations this one takes, being of its sweep."""
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def _stage(self, name: str, inputs: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]) -> Box:
-        return _stages([self], name, [inputs], lambda paths: [build(paths[0])])[0]
+    def _stage(
+        self, name: str, inputs: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]], is_shared: bool = False
+    ) -> Box:
+        return _stages([self], name, [inputs], lambda paths: [build(paths[0])], is_shared)[0]
 
     @cached_property
     def subject(self) -> "Subject":
@@ -123,7 +126,10 @@ class Run:
         }
         store = self.token_store
         return self._stage(
-            "activations", inputs, lambda out: harvest(subject.model, cfg.sites, store, out, cfg, subject.autocast)
+            "activations",
+            inputs,
+            lambda out: harvest(subject.model, cfg.sites, store, out, cfg, subject.autocast),
+            is_shared=True,
         )
 
     @cached_property
@@ -289,7 +295,8 @@ class Run:
         path = self.out / "summary.json"
         former = read_json(path)["peak_memory_bytes"] if path.exists() else 0
         summary = {**self.figures(), "seconds": self.seconds, "peak_memory_bytes": max(peak, former)}
-        write_json(path, summary)
+        if current().is_main:
+            write_json(path, summary)
         return summary
 
 
@@ -319,7 +326,11 @@ def dictionaries(runs: Sequence[Run]) -> list[Box]:
     ]
     store, logs = ActivationStore(first.activations), (first.base or first).out / "logs"
     return _stages(
-        runs, "dictionary", inputs, lambda paths: fit([members[path] for path in paths], store, first.cfg.seed, logs)
+        runs,
+        "dictionary",
+        inputs,
+        lambda paths: fit([members[path] for path in paths], store, first.cfg.seed, logs),
+        is_shared=True,
     )
 
 
@@ -328,6 +339,7 @@ def _stages(
     name: str,
     inputs: Sequence[Mapping[str, Any]],
     build: Callable[[Sequence[Path]], Sequence[Mapping[str, Any]]],
+    is_shared: bool = False,
 ) -> list[Box]:
     """Build or skip a box of each run; the time of those that were built is kept beside them."""
     started, built = time.monotonic(), []
@@ -337,11 +349,11 @@ def _stages(
         return build(paths)
 
     versioned = [{**each, "version": VERSIONS[name]} for each in inputs]
-    boxes = stages({run.out / name: each for run, each in zip(runs, versioned, strict=True)}, timed)
+    boxes = stages({run.out / name: each for run, each in zip(runs, versioned, strict=True)}, timed, is_shared)
     for run in runs:
         times = run.out / "seconds.json"
         recorded = read_json(times) if times.exists() else {}
-        if run.out / name in built:
+        if run.out / name in built and current().is_main:
             recorded[name] = round(time.monotonic() - started, 2)
             write_json(times, recorded)
         run.seconds[name] = recorded.get(name, 0.0)

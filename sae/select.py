@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.latents import Entries, Latents, above, pieces
+from sae.team import ALONE, Team
 
 NARROW = 2**-6  # a window of fewer than four of bfloat16's steps below 1
 
@@ -110,6 +111,8 @@ class BatchTopK(Selection):
     is_rowwise: ClassVar[bool] = False
     k: int
     sizes: Float[Tensor, " n_latents"] | None = None
+    team: Team = ALONE
+    """Whose rows are one batch, those of each process behind those of the one before."""
 
     def entries(self, pre_acts: Float[Tensor, "batch n_latents"]) -> Entries:
         return self.choose(pre_acts.flatten(), None, *pre_acts.shape)
@@ -122,8 +125,13 @@ class BatchTopK(Selection):
         Args:
             keys: `row * n_latents + latent` of each candidate; None: they are the whole matrix, row by row.
         """
-        wanted = self.k * batch
+        wanted, team, own = self.k * batch * self.team.size, self.team, batch * n_latents
+        if team.size > 1:
+            keys = torch.arange(len(strengths), device=strengths.device) if keys is None else keys
+            strengths, keys = team.joined(strengths), team.joined(keys + team.rank * own)
         chosen = (_largest if strengths.device.type == "cpu" else _largest_on_gpu)(strengths, keys, wanted)
+        if team.size > 1:
+            chosen = chosen[chosen // own == team.rank] - team.rank * own
         chosen = chosen.sort().values
         starts = torch.arange(0, (batch + 1) * n_latents, n_latents, device=chosen.device)
         return Entries(chosen % n_latents, torch.searchsorted(chosen, starts))

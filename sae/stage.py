@@ -18,6 +18,7 @@ from typing import Any
 
 from sae.errors import StoreError
 from sae.files import digest_json, read_json, sha256_file, write_json
+from sae.processes import current
 
 log = logging.getLogger(__name__)
 SCHEMA = 1
@@ -49,29 +50,39 @@ def stage(path: Path, inputs: Mapping[str, Any], build: Callable[[Path], Mapping
 
 
 def stages(
-    boxes: Mapping[Path, Mapping[str, Any]], build: Callable[[Sequence[Path]], Sequence[Mapping[str, Any]]]
+    boxes: Mapping[Path, Mapping[str, Any]],
+    build: Callable[[Sequence[Path]], Sequence[Mapping[str, Any]]],
+    is_shared: bool = False,
 ) -> list[Box]:
     """As `stage`, for boxes that are built side by side: `build` gets the paths of those that are not there yet.
 
     Args:
         boxes: path → inputs.
+        is_shared: all processes of the run build, each its part; else the first does, and the others wait. What the
+            first returns counts.
 
     Raises:
         StoreError: another process is building one of them.
     """
     keys = {path: digest_json({"schema": SCHEMA, "inputs": inputs}) for path, inputs in boxes.items()}
     root = os.path.commonpath([path.parent for path in boxes])
+    team, missing = current(), []
     with ExitStack() as held:
-        for path in boxes:
-            held.enter_context(lock(path))
-        missing = [path for path in boxes if not _is_current(path, keys[path])]
-        for path in boxes:
-            log.info("%s: %s", path.relative_to(root), "building" if path in missing else "up to date")
-        for path in missing:
-            _start(path, keys[path], boxes[path])
-        if missing:
-            for path, facts in zip(missing, build(missing), strict=True):
+        if team.is_main:
+            for path in boxes:
+                held.enter_context(lock(path))
+            missing = [path for path in boxes if not _is_current(path, keys[path])]
+            for path in boxes:
+                log.info("%s: %s", path.relative_to(root), "building" if path in missing else "up to date")
+            for path in missing:
+                _start(path, keys[path], boxes[path])
+        missing = team.told(missing)
+        built = build(missing) if missing and (team.is_main or is_shared) else []
+        team.wait()
+        if team.is_main:
+            for path, facts in zip(missing, built, strict=True):
                 _finish(path, keys[path], boxes[path], facts)
+        team.wait()
     return [open_box(path) for path in boxes]
 
 

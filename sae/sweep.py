@@ -11,6 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from sae.errors import ConfigError
+from sae.processes import current
 from sae.run import Run, dictionaries
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def sweep(run: Run) -> "list[Row]":
         log.info("%s", name)
         rows.append(_row(name, each))
     rows = pareto.mark_front(rows)
-    pareto.write(rows, run.out / "sweep")
+    if current().is_main:
+        pareto.write(rows, run.out / "sweep")
     return rows
 
 

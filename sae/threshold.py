@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae.select import BatchTopK, JumpReLU, Selection
+from sae.team import ALONE, Team
 
 
 class BatchThreshold(nn.Module):
@@ -23,12 +24,15 @@ class BatchThreshold(nn.Module):
         self.weight: Tensor
 
     @torch.no_grad()
-    def update(self, values: Float[Tensor, " nnz"]) -> None:
+    def update(self, values: Float[Tensor, " nnz"], team: Team = ALONE) -> None:
         """Take in the latents of a training batch, weighted as they competed; one without a positive latent says
-        nothing."""
-        if not len(values):
-            return
-        smallest = torch.where(values > 0, values, torch.inf).min()
+        nothing.
+
+        Args:
+            team: has the batch's other latents.
+        """
+        positive = torch.where(values > 0, values, torch.inf)
+        smallest = team.smallest(positive.min() if len(values) else positive.new_tensor(torch.inf))
         is_there = smallest.isfinite()
         self.total.copy_(torch.where(is_there, self.keep * self.total + smallest, self.total))
         self.weight.copy_(torch.where(is_there, self.keep * self.weight + 1, self.weight))
@@ -37,13 +41,16 @@ class BatchThreshold(nn.Module):
         """The threshold; 0, a plain ReLU, before the first update."""
         return torch.where(self.weight > 0, self.total / self.weight.clamp_min(1e-30), 0)
 
-    def selection(self, k: int, n_latents: int, sizes: Float[Tensor, " n_latents"] | None = None) -> Selection:
+    def selection(
+        self, k: int, n_latents: int, sizes: Float[Tensor, " n_latents"] | None = None, team: Team = ALONE
+    ) -> Selection:
         """The batch's own choice in training, the threshold for use, where rows are independent.
 
         Args:
             sizes: weights with which latents compete; the threshold is one of weighted latents.
+            team: whose rows are one batch.
         """
         if self.training:
-            return BatchTopK(k, sizes)
+            return BatchTopK(k, sizes, team)
         threshold = self.value().float().expand(n_latents)
         return JumpReLU(threshold if sizes is None else threshold / sizes.clamp_min(1e-30))

@@ -5,6 +5,7 @@ which latents fired, and lets the dictionary do the rest.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -26,6 +27,7 @@ from sae.files import write_json
 from sae.model import resolve_precision
 from sae.stage import SCRATCH
 from sae.store import ActivationStore, Pairs, Places
+from sae.team import ALONE, Team
 from train import checkpoint, optim, revive
 from train.checkpoint import Progress
 from train.config import TrainConfig
@@ -55,12 +57,18 @@ class Member:
 class Learner:
     """`step(rows)` until `n_steps` are done, then `finish()`.
 
+    Args:
+        team: among whose processes each batch is divided. Each adds up gradients and counts with the others, so that
+            all make the same step; the first writes.
+
     Raises:
         ConfigError: dead latents are to be resampled in a dictionary that cannot do it.
     """
 
-    def __init__(self, member: Member, store: ActivationStore, n_steps: int, accelerator: Accelerator) -> None:
-        self.member, self.n_steps, self.accelerator = member, n_steps, accelerator
+    def __init__(
+        self, member: Member, store: ActivationStore, n_steps: int, accelerator: Accelerator, team: Team = ALONE
+    ) -> None:
+        self.member, self.n_steps, self.accelerator, self.team = member, n_steps, accelerator, team
         self.cfg = replace(member.train, precision=resolve_precision(member.train.precision, accelerator.device))
         self.store = store
         self.held_out = store.pairs(member.places, "select")
@@ -70,6 +78,7 @@ class Learner:
         )
         name = architectures.name_of(member.sae)
         self.dictionary = architectures.build(name, member.sae, shape)
+        self.dictionary.team = team
         if self.cfg.resample_tokens and not self.dictionary.can_reseed:
             raise ConfigError(
                 f"train.resample_tokens = {self.cfg.resample_tokens}: must be 0 with sae.type = {name}, whose latents "
@@ -104,9 +113,8 @@ class Learner:
             self.progress = checkpoint.load(self.state, self.dictionary, self.optimizer, self.average)
             log.info("resuming at step %d", self.progress.step)
         self.progress.silent_tokens = self.progress.silent_tokens.to(self.accelerator.device)
-        self.model = self.accelerator.prepare(self.dictionary)
         is_alike = self.dictionary.steps_are_alike and self.cfg.optimizer == "adam" and self.average is None
-        is_recorded = is_alike and kernels.is_recordable(self.accelerator.device)
+        is_recorded = is_alike and self.team.size == 1 and kernels.is_recordable(self.accelerator.device)
         self._work = Graphs(self._update) if is_recorded else self._update
 
     def _average(self) -> AveragedModel:
@@ -154,25 +162,31 @@ class Learner:
         terms: dict[str, Tensor] = {}
         fired = torch.zeros_like(self.progress.silent_tokens)
         *others, last = rows.chunk(self.cfg.accumulate)
+        n_rows = len(rows) * self.team.size
         for part in others:
-            self._learn(part, len(part) / len(rows), now, fired, terms)
-        out = self._learn(last, len(last) / len(rows), now, fired, terms)
+            self._learn(part, len(part) / n_rows, now, fired, terms)
+        out = self._learn(last, len(last) / n_rows, now, fired, terms)
+        if self.team.size > 1:
+            fired = self.team.total(fired)
+            for parameter in self.dictionary.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = self.team.total(parameter.grad)
         self.dictionary.before_step()
         if self.cfg.clip is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.cfg.clip)
+            self.accelerator.clip_grad_norm_(self.dictionary.parameters(), self.cfg.clip)
         self.optimizer.step()
         self.dictionary.after_step(out)
         if self.average is not None:
             self.average.update_parameters(self.dictionary)
-        self.progress.silent_tokens += len(rows)
+        self.progress.silent_tokens += n_rows
         self.progress.silent_tokens.masked_fill_(fired > 0, 0)
         return terms
 
     def _learn(self, rows: Tensor, share: float, now: Step, fired: Tensor, terms: dict[str, Tensor]) -> Forward:
-        """Add a part's gradients, firing counts and terms to those of its batch, of which it is a `share`."""
+        """Add a part's gradients, firing counts and terms to those of the whole batch, of which it is a `share`."""
         x, target = self.pairs.pick(rows)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.cfg.precision == "bfloat16"):
-            out = self.model(x, target, now)
+            out = self.dictionary(x, target, now)
         own = {name: share * term.float() for name, term in out.terms.items()}
         self.accelerator.backward(torch.stack(list(own.values())).sum())
         terms.update({name: terms.get(name, 0) + term.detach() for name, term in own.items()})
@@ -198,14 +212,15 @@ class Learner:
         Raises:
             DataError: a term is not finite.
         """
-        if not all(torch.isfinite(term) for term in self.terms.values()):
+        terms = {name: self.team.total(term).item() for name, term in self.terms.items()}
+        if not all(math.isfinite(term) for term in terms.values()):
             whose = f" of {self.member.name}" if self.member.name else ""
             raise DataError(
                 f"the loss{whose} is not finite at step {self.progress.step}: lower train.lr, or set train.clip"
             )
         with self.used() as used:
             figures = reconstruct(used, self.held_out, self.accelerator.device, self.cfg.evaluate_rows).result()
-        losses = {f"loss/{name}": term.item() for name, term in self.terms.items()}
+        losses = {f"loss/{name}": term for name, term in terms.items()}
         step, tokens = self.progress.step, self.progress.step * self.cfg.batch
         point = {"step": step, "tokens": tokens, "n_dead": int(self.dead.sum()), **figures, **losses}
         self.progress.curve.append(point)
@@ -213,7 +228,8 @@ class Learner:
 
     def save(self) -> None:
         """Publish a checkpoint."""
-        checkpoint.save(self.state, self.dictionary, self.optimizer, self.average, self.progress)
+        if self.team.is_main:
+            checkpoint.save(self.state, self.dictionary, self.optimizer, self.average, self.progress)
 
     def finish(self) -> dict[str, Any]:
         """Write the dictionary and its curve; returns the box's facts."""
@@ -221,10 +237,11 @@ class Learner:
         sites = {"inputs": list(places.inputs), "outputs": places.outputs and list(places.outputs)}
         # what is saved may be folded, and is not all that was chosen
         trained = {"sae": to_json(self.member.sae), "train": to_json(self.cfg) | to_json(self.settings)}
-        with self.used() as used:
-            facts = {**self.member.facts, **sites, "trained": trained}
-            hub.save(used.folded().with_unit_rows(), facts, self.member.out)
-        write_json(self.member.out / "curve.json", self.progress.curve)
+        if self.team.is_main:
+            with self.used() as used:
+                facts = {**self.member.facts, **sites, "trained": trained}
+                hub.save(used.folded().with_unit_rows(), facts, self.member.out)
+            write_json(self.member.out / "curve.json", self.progress.curve)
         last = self.progress.curve[-1]
         return {"steps": self.progress.step, "lr": self.settings.lr, "n_dead": last["n_dead"], "fvu": last["fvu"]}
 

@@ -30,7 +30,11 @@ class _Window:
 
 
 class Loader:
-    """`batch(step)` of a split; batches of one window are read from disk once, and lie on `device`."""
+    """`batch(step)` of a split; batches of one window are read from disk once, and lie on `device`.
+
+    Args:
+        parts: the rows of each batch that are wanted, one behind the other; all of them, if not said.
+    """
 
     def __init__(
         self,
@@ -39,8 +43,10 @@ class Loader:
         window_rows: int,
         seed: int,
         device: torch.device | str = "cpu",
+        parts: Sequence[slice] = (slice(None),),
     ) -> None:
         self.split, self.batch_rows, self.seed, self.device = split, batch, seed, device
+        self.parts = [range(*part.indices(batch)) for part in parts]
         self.runs_per_window = max(1, window_rows // RUN_ROWS)
         self.n_runs = -(-split.n_rows // RUN_ROWS)
         self.n_windows = -(-self.n_runs // self.runs_per_window)
@@ -48,7 +54,12 @@ class Loader:
 
     def batch(self, step: int) -> Float[Tensor, "batch d"]:
         """Rows `step * batch ...` of the endless shuffled stream."""
-        parts, at, needed = [], step * self.batch_rows, self.batch_rows
+        first = step * self.batch_rows
+        pieces = [self._stream(first + part.start, len(part)) for part in self.parts]
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+    def _stream(self, at: int, needed: int) -> Tensor:
+        parts = []
         while needed:
             epoch, row = divmod(at, self.split.n_rows)
             number, start = self._find(epoch, row)

@@ -15,8 +15,10 @@ from tqdm import tqdm
 from sae import memory
 from sae.errors import ConfigError
 from sae.model import default_device
+from sae.processes import current
 from sae.store import ActivationStore, Pairs
 from sae.sweep_config import STREAM
+from sae.team import ALONE, Team
 from train.config import TrainConfig
 from train.learner import Learner, Member
 from train.loader import Loader
@@ -26,11 +28,14 @@ from train.loader import Loader
 def fit(members: Sequence[Member], store: ActivationStore, seed: int, logs: Path) -> list[dict[str, Any]]:
     """Train every member into its folder, each step of all on the same rows; returns each one's facts.
 
+    Several processes (`accelerate launch`) share the members among them if there are enough, each training its own on
+    its device; otherwise each batch is divided among them. The members are those of one process, up to rounding.
+
     Args:
         logs: folder for the tracker's files, outside of the boxes: they hold times.
 
     Raises:
-        ConfigError: members that do not share a stream, or more than one process.
+        ConfigError: members that do not share a stream, or batches that cannot be divided.
     """
     cfg = members[0].train
     for field in STREAM:
@@ -39,20 +44,39 @@ def fit(members: Sequence[Member], store: ActivationStore, seed: int, logs: Path
             raise ConfigError(
                 f"train.{field} = {values}: must be the same for all dictionaries that learn from one stream"
             )
-    accelerator = _accelerator(cfg, logs)
+    accelerator, team = _accelerator(cfg, logs), current()
+    is_divided = len(members) < team.size
+    if is_divided and cfg.batch % (team.size * cfg.accumulate):
+        raise ConfigError(
+            f"train.batch = {cfg.batch}: must be a multiple of {team.size * cfg.accumulate}, to be divided among "
+            f"{team.size} processes in {cfg.accumulate} part{'s' * (cfg.accumulate > 1)}"
+        )
+    own = members if is_divided else members[team.rank :: team.size]
     sites = tuple(dict.fromkeys(site for member in members for site in member.places.sites))
     split = store.split(sites, "train")
-    loader = Loader(split, cfg.batch, cfg.window_rows, seed, accelerator.device)
+    parts = _parts(cfg, team) if is_divided else [slice(None)]
+    loader = Loader(split, cfg.batch, cfg.window_rows, seed, accelerator.device, parts)
     sample = Loader(split, min(cfg.init_rows, split.n_rows), cfg.window_rows, seed).batch(0)
     n_steps = max(1, cfg.tokens // cfg.batch)
-    learners = [Learner(member, store, n_steps, accelerator) for member in members]
-    for learner, member in zip(learners, members, strict=True):
+    learners = [Learner(member, store, n_steps, accelerator, team if is_divided else ALONE) for member in own]
+    for learner, member in zip(learners, own, strict=True):
         learner.start(Pairs(split, sites, member.places), sample, seed)
     del sample
     _loop(learners, loader, cfg, n_steps, accelerator)
     results = [learner.finish() for learner in learners]
-    accelerator.end_training()
+    if not is_divided:
+        every = team.collected(results)
+        results = [every[i % team.size][i // team.size] for i in range(len(members))]
+    for tracker in accelerator.trackers:
+        tracker.finish()
     return results
+
+
+def _parts(cfg: TrainConfig, team: Team) -> list[slice]:
+    """What this process has of a batch: of each part that is accumulated, its share."""
+    size = cfg.batch // (cfg.accumulate * team.size)
+    starts = range(team.rank * size, cfg.batch, team.size * size)
+    return [slice(start, start + size) for start in starts]
 
 
 def _accelerator(cfg: TrainConfig, logs: Path) -> Accelerator:
@@ -63,8 +87,6 @@ def _accelerator(cfg: TrainConfig, logs: Path) -> Accelerator:
         cpu=default_device().type == "cpu",
         mixed_precision="no",  # `train.precision` says it, whatever the machine's own configuration
     )
-    if accelerator.num_processes > 1:
-        raise ConfigError(f"a dictionary is trained by one process, not by {accelerator.num_processes}")
     if log_with:
         accelerator.init_trackers("train")
     return accelerator
@@ -76,7 +98,14 @@ def _loop(
     """Step until `cfg.tokens` rows have been seen. After a kill the learners may be at different steps:
     those that are ahead wait."""
     first = min(learner.progress.step for learner in learners)
-    bar = tqdm(total=n_steps * cfg.batch, initial=first * cfg.batch, unit="tok", unit_scale=True, desc="train")
+    bar = tqdm(
+        total=n_steps * cfg.batch,
+        initial=first * cfg.batch,
+        unit="tok",
+        unit_scale=True,
+        desc="train",
+        disable=not accelerator.is_main_process,
+    )
     saved = time.monotonic()
     for step in range(first, n_steps):
         rows = loader.batch(step)

@@ -89,8 +89,8 @@ class BatchTopKCrosscoder(SAE):
         return sizes(self, self.cfg.norm).detach()
 
     def selection(self) -> Selection:
-        return self.threshold.selection(self.cfg.k, self.cfg.n_latents, self.sizes)
+        return self.threshold.selection(self.cfg.k, self.cfg.n_latents, self.sizes, self.team)
 
     def after_step(self, out: Forward) -> None:
         super().after_step(out)
-        self.threshold.update(out.strengths)
+        self.threshold.update(out.strengths, self.team)

@@ -32,7 +32,7 @@ class MatryoshkaSAE(SAE):
         self.threshold = BatchThreshold(cfg.threshold_steps)
 
     def selection(self) -> Selection:
-        return self.threshold.selection(self.cfg.k, self.cfg.n_latents, self.sizes)
+        return self.threshold.selection(self.cfg.k, self.cfg.n_latents, self.sizes, self.team)
 
     def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:  # noqa: ARG002
         """The errors of all prefixes but the last, which is the whole dictionary."""
@@ -55,4 +55,4 @@ class MatryoshkaSAE(SAE):
 
     def after_step(self, out: Forward) -> None:
         super().after_step(out)
-        self.threshold.update(out.strengths)
+        self.threshold.update(out.strengths, self.team)

@@ -57,7 +57,8 @@ class PAnnealSAE(SAE):
         values = out.latents.values.detach()
         self.queue.copy_(self.queue.roll(1, dims=0))
         parts, powers = pieces(values), (self.p.item(), self._next(self.p).item())
-        self.queue[0] = torch.stack([sum(power(values[part].double(), p).sum() for part in parts) for p in powers])
+        sums = [torch.stack([power(values[part].double(), p).sum() for part in parts]).sum() for p in powers]
+        self.queue[0] = self.team.total(torch.stack(sums))
 
     def _next(self, p: Tensor) -> Tensor:
         return (p - (1 - self.cfg.p_end) / self.cfg.anneal_steps).clamp_min(self.cfg.p_end)

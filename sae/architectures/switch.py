@@ -97,4 +97,5 @@ class SwitchSAE(SAE):
         1 where all experts share alike (§3)."""
         routes = self._route(out.x)
         rows = torch.bincount(routes.argmax(dim=1), minlength=self.cfg.n_experts).to(routes.dtype)
-        return {"balance": self.cfg.balance_coef * self.cfg.n_experts * (rows / len(routes) * routes.mean(dim=0)).sum()}
+        share = self.team.mean(rows / len(routes))
+        return {"balance": self.cfg.balance_coef * self.cfg.n_experts * (share * routes.mean(dim=0)).sum()}

@@ -173,7 +173,7 @@ def _largest_of_batch(centred: Tensor, product: _Product, select: BatchTopK, own
         )
         kept = select.choose(candidates, names, len(centred), n_latents)
         is_full = kept.offsets.diff()[rows] == limit
-        if limit == n_latents or not bool(is_full.any()):
+        if limit == n_latents or not bool(select.team.total(is_full.any().int())):
             return kept
         settled.append((newest[0][~is_full], newest[1][~is_full]))
         rows, limit = rows[is_full], min(ROW_SHARE * limit, n_latents)

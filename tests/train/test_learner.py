@@ -167,7 +167,7 @@ def test_weights_state_and_losses_stay_in_float32(store, tmp_path, sae, places):
     cfg = choices(ema=0.9, dead_tokens=1, **HALF)
     learner, loader = learner_of(store, tmp_path / "a", cfg, sae, places)
     kinds = {}
-    learner.model.register_forward_hook(
+    learner.dictionary.register_forward_hook(
         lambda _module, _args, out: kinds.update({name: term.dtype for name, term in out.terms.items()})
     )
     for step in range(2):

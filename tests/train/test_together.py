@@ -1,0 +1,141 @@
+"""Two processes on gloo learn what one does."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sae.errors import ConfigError
+from sae.files import read_json
+from sae.team import Team
+from tests.train import together
+from tests.train.planted import choices, contents, member, planted
+from tests.train.together import BESIDE, CASES, STEPS
+from train.loader import Loader
+from train.trainer import _parts, fit
+
+ROOT = Path(__file__).parents[2]
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+
+def launch(*arguments: str, launcher: Sequence[str] = TORCHRUN) -> str:
+    """Two processes, as `accelerate launch` starts them on GPUs (on a CPU it starts one); what they say."""
+    command = [sys.executable, *launcher, "-m", *arguments]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def launch_one(*arguments: str) -> str:
+    return launch(*arguments, launcher=())
+
+
+@pytest.fixture(scope="module")
+def store(make_store):
+    (x, _), (held_out, _) = planted(8192, 0), planted(1024, 1)
+    return make_store({"x": x, "y": x.flip(1)}, {"x": held_out, "y": held_out.flip(1)})
+
+
+@pytest.fixture(scope="module")
+def both(store, tmp_path_factory):
+    """(what one process learnt, what two did): folders with one for each case."""
+    out = tmp_path_factory.mktemp("together")
+    together.learn(store, out / "one", STEPS)
+    launch("tests.train.together", str(store.box.path), str(out / "two"), str(STEPS))
+    return out / "one", out / "two"
+
+
+def check_equal(one: Path, two: Path) -> None:
+    """The same weights and the same curve, up to the order in which sums are taken."""
+    expected, found = (load_file(folder / "dictionary.safetensors") for folder in (one, two))
+    assert expected.keys() == found.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+    expected, found = (read_json(folder / "curve.json") for folder in (one, two))
+    assert [point["step"] for point in found] == [8, 16]
+    for alone, shared in zip(expected, found, strict=True):
+        assert shared == pytest.approx(alone, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_a_batch_that_is_divided_is_the_same_step(both, name):
+    one, two = both
+    check_equal(one / name, two / name)
+
+
+@pytest.mark.slow
+def test_dictionaries_beside_each_other_are_those_of_one_process(both):
+    """Three of two processes: each learns its own, on whole batches, and both know what became of all."""
+    one, two = both
+    for k in BESIDE:
+        assert contents(two / f"k={k}") == contents(one / f"k={k}")
+    expected = read_json(one / "facts-0.json")
+    assert [facts["steps"] for facts in expected] == [STEPS] * 3
+    assert [read_json(two / f"facts-{rank}.json") for rank in (0, 1)] == [expected] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["one", "two"])
+def test_a_run_goes_on_with_another_number_of_processes(both, store, tmp_path, first):
+    name, out = "the same at every step", tmp_path / "out"
+
+    def on(processes: str, steps: int) -> None:
+        if processes == "one":
+            together.learn(store, out, steps, [name])
+        else:
+            launch("tests.train.together", str(store.box.path), str(out), str(steps), name)
+
+    on(first, STEPS // 2)
+    assert read_json(out / name / "curve.json")[-1]["step"] == STEPS // 2
+    on("two" if first == "one" else "one", STEPS)
+    check_equal(both[0] / name, out / name)
+
+
+@pytest.mark.slow
+def test_a_command_of_two_processes_builds_what_one_builds(tmp_path):
+    """Shards are made by both, byte for byte; the first speaks and holds the run."""
+    config = str(ROOT / "configs" / "smoke.yaml")
+    said = []
+    for start, out in ((launch_one, tmp_path / "one"), (launch, tmp_path / "two")):
+        said.append(json.loads(start("sae", "train", config, f"out={out}")))
+    for box in ("tokens", "activations"):
+        one, two = ((tmp_path / run / box / "manifest.json").read_bytes() for run in ("one", "two"))
+        assert one == two
+    assert len(list((tmp_path / "two" / "activations").rglob("*.safetensors"))) > 2
+    assert said[1]["box"] == str(tmp_path / "two" / "dictionary")
+    assert said[1]["steps"] == said[0]["steps"]
+    assert said[1]["fvu"] == pytest.approx(said[0]["fvu"], rel=0.02)
+    again = json.loads(launch("sae", "train", config, f"out={tmp_path / 'two'}"))
+    assert again == said[1], "all is there"
+
+
+class Second(Team):
+    """One of three processes, that hears nothing of the others."""
+
+    rank, size = 1, 3
+
+
+def test_a_process_has_its_share_of_each_part(make_store):
+    rows = torch.arange(96.0)[:, None].expand(-1, 2).contiguous()
+    split = make_store({"x": rows}, {"x": rows}).split(["x"], "train")
+    cfg = choices(batch=24, accumulate=2)
+    whole = Loader(split, 24, 4096, 0)
+    own = Loader(split, 24, 4096, 0, parts=_parts(cfg, Second()))
+    for step in (0, 3, 5):
+        batch = whole.batch(step)
+        assert torch.equal(own.batch(step), torch.cat([batch[4:8], batch[16:20]]))
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("train.trainer.current", Second)
+    cfg = choices(batch=256, accumulate=2)
+    with pytest.raises(ConfigError, match=r"train\.batch = 256: must be a multiple of 6.*3 processes in 2 parts"):
+        fit([member(tmp_path / "a", cfg)], store, 0, tmp_path / "logs")

@@ -1,0 +1,65 @@
+"""What a team learns, and what one process does of the same: the cases, and the program of each process.
+
+accelerate launch --cpu --num_processes 2 -m tests.train.together STORE OUT STEPS [case ...]
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sae.architectures.configs import (
+    BatchTopKConfig,
+    CrosscoderBatchTopKConfig,
+    GatedConfig,
+    JumpReLUConfig,
+    MatryoshkaConfig,
+    PAnnealConfig,
+    ReLUConfig,
+    SwitchConfig,
+    TopKConfig,
+)
+from sae.files import write_json
+from sae.processes import current
+from sae.stage import open_box
+from sae.store import ActivationStore, Places
+from tests.train.planted import X_AND_Y, X_TO_Y, K, X, choices, member
+from train.trainer import fit
+
+BATCH, STEPS = 256, 16
+BESIDE = (1, 2, 3)
+FEW = {"n_latents": 64}
+SOON = {"dead_tokens": BATCH * 4, "clip": 0.5}
+CASES: dict[str, tuple[Any, Places, dict[str, Any]]] = {
+    "topk": (TopKConfig(**FEW, k=K), X, SOON),
+    "topk accumulated": (TopKConfig(**FEW, k=K), X, {**SOON, "accumulate": 2}),
+    "topk averaged": (TopKConfig(**FEW, k=K), X, {"ema": 0.9, "resample_tokens": BATCH * 4, **SOON}),
+    "batchtopk": (BatchTopKConfig(**FEW, k=K), X_TO_Y, SOON),
+    "batchtopk, few for a row": (BatchTopKConfig(**FEW, k=1), X, SOON),
+    "matryoshka": (MatryoshkaConfig(**FEW, k=K), X, SOON),
+    "crosscoder_batchtopk": (CrosscoderBatchTopKConfig(**FEW, k=K), X_AND_Y, SOON),
+    "relu, ghosts": (ReLUConfig(**FEW, sparsity_coef=0.5, ghost_coef=0.1), X, SOON),
+    "jumprelu": (JumpReLUConfig(**FEW), X, SOON),
+    "gated": (GatedConfig(**FEW), X, SOON),
+    "p_anneal": (PAnnealConfig(**FEW, anneal_start=0.0, p_end=0.8, sparsity_coef=0.1), X, SOON),
+    "switch": (SwitchConfig(**FEW, k=K, n_experts=2), X, SOON),
+    "the same at every step": (TopKConfig(**FEW, k=K), X, {"warmup": 0.0, "decay": 0.0, **SOON}),
+}
+
+
+def learn(store: ActivationStore, out: Path, steps: int, names: Sequence[str] = ()) -> None:
+    """Each case by itself into a folder of its own, then three dictionaries beside each other; or one case alone."""
+    for name in names or CASES:
+        sae, places, changes = CASES[name]
+        cfg = choices(tokens=BATCH * steps, batch=BATCH, evaluate_every=8, **changes)
+        fit([member(out / name, cfg, sae, places)], store, 0, out / "logs")
+    if not names:
+        cfg = choices(tokens=BATCH * steps, batch=BATCH, evaluate_every=8)
+        beside = [member(out / f"k={k}", cfg, TopKConfig(**FEW, k=k)) for k in BESIDE]
+        write_json(out / f"facts-{current().rank}.json", fit(beside, store, 0, out / "logs"))
+
+
+if __name__ == "__main__":
+    store, out, steps, *names = sys.argv[1:]
+    learn(ActivationStore(open_box(Path(store))), Path(out), int(steps), names)
+    current().leave()
