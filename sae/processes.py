@@ -73,4 +73,5 @@ class Processes(Team):
     def leave(self) -> None:
         from accelerate import PartialState
 
+        self.wait()  # one that goes while another still listens takes it down
         PartialState().destroy_process_group()

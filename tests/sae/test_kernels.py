@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae import kernels, select
+from sae import latents as sparse_type
 from sae.kernels import autograd
 from sae.latents import Entries, Latents, WideLatents
 from sae.select import BatchTopK, Gated, JumpReLU, ReLU, Selection, TopK
@@ -247,8 +248,9 @@ def test_every_selection_is_what_it_is_on_dense_pre_activations(name):
 @pytest.mark.parametrize("name", ["relu", "jumprelu", "jumprelu training", "gated"])
 @pytest.mark.parametrize("share", [-1.0, 1.0], ids=["wide", "listed"])
 def test_whole_matrices_while_many_are_active(monkeypatch, name, share):
-    """`WideLatents` say, and learn, what lists of the same entries do."""
+    """`WideLatents` say, and learn, what lists of the same entries do, two rows at a time."""
     monkeypatch.setattr(autograd, "WIDE_SHARE", share)
+    monkeypatch.setattr(sparse_type, "CACHED", 2 * 7)
     p = problem(2, batch=5, d=4, n_latents=7)
     generator = torch.Generator().manual_seed(0)
     for extra in ("threshold", "b_mag"):
@@ -261,16 +263,45 @@ def test_whole_matrices_while_many_are_active(monkeypatch, name, share):
     assert (found.batch, found.n_latents) == (5, 7)
     assert torch.equal(found.firing_counts(), listed.firing_counts())
     per_latent = torch.arange(7.0, dtype=torch.float64)
-    for made in (lambda f: f.dense(), lambda f: f.fired().dense(), lambda f: f.row_sums(f.values * f.pick(per_latent))):
+    for made in (
+        lambda f: f.dense(),
+        lambda f: f.fired().dense(),
+        lambda f: f.row_sums(f.values * f.pick(per_latent)),
+        lambda f: f.weighted_sum(per_latent),
+    ):
         torch.testing.assert_close(made(found), made(listed), rtol=1e-12, atol=1e-12)
     for side in ("values", "indices", "offsets", "pre_acts"):
         assert torch.equal(getattr(found.fired(), side), getattr(listed.fired(), side)), side
     half = (found.with_values(2 * found.values), listed.with_values(2 * listed.values))
     torch.testing.assert_close(*(kernels.decode(f, p["W_dec"]) for f in half), rtol=1e-12, atol=1e-12)
     losses = [
-        (kernels.decode(f, p["W_dec"]) ** 2).sum() + (f.pick(p["b_enc"]) * f.values).sum() for f in (found, listed)
+        (kernels.decode(f, p["W_dec"]) ** 2).sum()
+        + (f.pick(p["b_enc"]) * f.values).sum()
+        + f.weighted_sum(p["b_enc"] ** 2)
+        + ((select.l0(f) ** 2).sum() if name == "jumprelu training" else 0)
+        for f in (found, listed)
     ]
     same(*(gradients(loss, p) for loss in losses))
+
+
+@pytest.mark.parametrize(("bandwidth", "is_exact"), [(0.001, True), (1.0, False), (0.0, False)])
+@pytest.mark.parametrize("share", [-1.0, 1.0], ids=["wide", "listed"])
+def test_a_narrow_window_is_met_exactly_under_autocast(monkeypatch, dense_share, bandwidth, is_exact, share):
+    """Pre-activations that decide are those of float32; decoding and gradients are rounded all the same."""
+    monkeypatch.setattr(autograd, "WIDE_SHARE", share)
+    p = problem(3, batch=8, d=32, n_latents=24, dtype=torch.float32)
+    jump = JumpReLU(torch.full((24,), 0.1), bandwidth)
+    assert jump.is_exact == is_exact
+    with torch.autocast("cpu", torch.bfloat16):
+        found = kernels.encode(*(p[n] for n in NAMES[:4]), jump, may_be_wide=True)
+    pre_acts = (p["x"] - p["b_pre"]) @ p["W_enc"].T + p["b_enc"]
+    is_again = is_exact or (share > 0 and dense_share == 1.0)  # values of a few that are listed are computed again
+    if share > 0:
+        assert not is_exact or torch.equal(found.indices, jump.entries(pre_acts).indices)
+        pre_acts = select.gather(pre_acts, found.entries)
+    else:
+        assert found.values.dtype == torch.bfloat16
+    assert ((found.pre_acts.float() - pre_acts).abs().max().item() < 1e-4) == is_again
 
 
 def test_few_active_latents_are_listed():

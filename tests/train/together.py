@@ -38,7 +38,7 @@ CASES: dict[str, tuple[Any, Places, dict[str, Any]]] = {
     "batchtopk, few for a row": (BatchTopKConfig(**FEW, k=1), X, SOON),
     "matryoshka": (MatryoshkaConfig(**FEW, k=K), X, SOON),
     "crosscoder_batchtopk": (CrosscoderBatchTopKConfig(**FEW, k=K), X_AND_Y, SOON),
-    "relu, ghosts": (ReLUConfig(**FEW, sparsity_coef=0.5, ghost_coef=0.1), X, SOON),
+    "relu, ghosts": (ReLUConfig(n_latents=256, sparsity_coef=3.0, ghost_coef=0.1), X, {**SOON, "dead_tokens": BATCH}),
     "jumprelu": (JumpReLUConfig(**FEW), X, SOON),
     "gated": (GatedConfig(**FEW), X, SOON),
     "p_anneal": (PAnnealConfig(**FEW, anneal_start=0.0, p_end=0.8, sparsity_coef=0.1), X, SOON),
