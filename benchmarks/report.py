@@ -87,7 +87,7 @@ def _training_section(figures: dict[str, Any]) -> str:
             _row(columns),
             "|---" * len(columns) + "|",
         ]
-        for who, own in table.items():
+        for who, own in sorted(table.items(), key=lambda item: -item[1]["tokens_per_second"]):
             cells = [who, f"{own['tokens_per_second']:,.0f}", *(f"{own[key]:.1f}×" for key in ours)]
             cells += [f"{own['peak_megabytes']:,.0f} MB", f"{own['fvu']:.3f}"]
             lines.append(_row([*cells, f"{own['l0']:,.0f}"] if has_l0 else cells))

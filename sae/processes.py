@@ -6,7 +6,7 @@ All of them run the same program on the same configuration, and see the same fil
 import os
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from sae.team import ALONE, T, Team
 
@@ -38,21 +38,16 @@ class Processes(Team):
         self.rank, self.size = state.process_index, state.num_processes
 
     def total(self, part: "Tensor") -> "Tensor":
-        from accelerate.utils import reduce
-
-        return reduce(part.detach(), "sum")
+        return _reduced(part, "sum")
 
     def smallest(self, part: "Tensor") -> "Tensor":
-        from accelerate.utils import reduce
-
-        return -reduce(-part.detach(), "max")
+        return -_reduced(-part, "max")
 
     def joined(self, rows: "Tensor") -> "Tensor":
         import torch
-        from accelerate.utils import gather, pad_across_processes
 
-        counts = gather(torch.tensor([len(rows)], device=rows.device)).tolist()
-        every = gather(pad_across_processes(rows.detach().contiguous())).split(max(counts))
+        counts = _gathered(torch.tensor([len(rows)], device=rows.device)).tolist()
+        every = _gathered(rows.detach().contiguous()).split(max(counts))
         return torch.cat([part[:count] for part, count in zip(every, counts, strict=True)])
 
     def told(self, value: T) -> T:
@@ -75,3 +70,16 @@ class Processes(Team):
 
         self.wait()  # one that goes while another still listens takes it down
         PartialState().destroy_process_group()
+
+
+def _reduced(part: "Tensor", how: str) -> "Tensor":
+    from accelerate.utils import reduce
+
+    return cast("Tensor", reduce(part.detach(), how))
+
+
+def _gathered(rows: "Tensor") -> "Tensor":
+    """As many rows of each, the most that one has."""
+    from accelerate.utils import gather, pad_across_processes
+
+    return cast("Tensor", gather(pad_across_processes(rows)))
