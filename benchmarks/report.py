@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks import architecture_table, ground_truth, ground_truth_tables, training
 from sae.files import write_text
 from sae.run import VERSIONS
+from train.loader import RUN_ROWS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -23,7 +24,9 @@ def main() -> None:
         ("training", _training_section),
         ("training_gpu", _training_section),
         ("width", _width_section),
+        ("dead", _dead_section),
         ("harvest", _harvest_section),
+        ("reading", _reading_section),
         ("ground_truth", _ground_truth_section),
     )
     for name, section in sections:
@@ -120,6 +123,21 @@ def _width_section(figures: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
+def _dead_section(figures: dict[str, Any]) -> str:
+    alive = figures["cases"][0]["milliseconds"]
+    lines = [
+        "## Training while latents are dead\n",
+        f"TopK, k = 32, {figures['n_latents']:,} latents; AuxK chooses 384 of the dead ones for each row, twelve times",
+        "as many as are active otherwise.\n",
+        "| dead | ms a step | more than with none |",
+        "|---|---|---|",
+    ]
+    for case in figures["cases"]:
+        share = case["milliseconds"] / alive - 1
+        lines.append(f"| {case['dead']:.0%} | {case['milliseconds']:.0f} | {share:.0%} |")
+    return "\n".join([*lines, ""])
+
+
 def _harvest_section(figures: dict[str, Any]) -> str:
     lines = [
         "## Harvest against a plain forward pass\n",
@@ -131,6 +149,21 @@ def _harvest_section(figures: dict[str, Any]) -> str:
     for name, case in figures["cases"].items():
         plain, ours = case["plain_tokens_per_second"], case["sae_tokens_per_second"]
         lines.append(f"| {name} | {plain:,} | {ours:,} | **{case['ratio']:.2f}×** |")
+    return "\n".join([*lines, ""])
+
+
+def _reading_section(figures: dict[str, Any]) -> str:
+    lines = [
+        "## Reading activations back, shuffled\n",
+        f"One epoch over {figures['rows']:,} rows of {figures['d']} bfloat16 numbers on disk, in batches of",
+        f"{figures['batch']:,}; checksums are verified on the way. A batch has rows of so many of the",
+        f"{figures['rows'] // RUN_ROWS} runs of {RUN_ROWS:,} neighbours that the text is cut into; a window has",
+        "as many as it holds, taken from all over the text.\n",
+        "| window (`train.window_rows`) | rows/s | runs in a batch |",
+        "|---|---|---|",
+    ]
+    for case in figures["cases"]:
+        lines.append(f"| {case['window']:,} | {case['rows_per_second']:,} | {case['runs']:.0f} |")
     return "\n".join([*lines, ""])
 
 

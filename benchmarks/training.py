@@ -15,6 +15,7 @@ than its steps; `docs/results/training_gpu.json`.
 
 import argparse
 import logging
+import re
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
@@ -168,7 +169,7 @@ def run(case: Case, one: Contestant, scale: Scale, folder: Path, in_process: boo
     Raises:
         CalledProcessError: the framework failed; what it said has been shown.
     """
-    out = folder / f"{case.name}-{case.contestants.index(one)}"
+    out = folder / re.sub(r"\W+", "-", f"{case.name}-{one.name}")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     knob = case.knob if one.knob is None else one.knob

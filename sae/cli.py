@@ -194,10 +194,10 @@ def _locked_run(arguments: argparse.Namespace) -> Iterator["Run"]:
     cfg, out, name = _cfg(arguments), _out(arguments), _option(arguments, "member")
     if name is not None:
         cfg.member(name)  # a wrong name is told before anything is imported or made
-    from sae.processes import current
     from sae.run import Run
     from sae.stage import lock
     from sae.sweep import member
+    from sae.team import current
 
     team = current()
     with lock(out) if team.is_main else nullcontext():

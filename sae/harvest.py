@@ -24,9 +24,9 @@ from sae import memory
 from sae import sites as site_names
 from sae.config import HarvestConfig
 from sae.errors import ConfigError, DataError
-from sae.processes import current
 from sae.sites import Site
 from sae.store import DTYPES, write_shard
+from sae.team import current
 from sae.tokens import TokenSplit, TokenStore
 
 log = logging.getLogger(__name__)

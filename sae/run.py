@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sae.config import to_json
 from sae.errors import ConfigError, DataError
 from sae.files import read_json, write_json
-from sae.processes import current
 from sae.run_config import RunConfig
 from sae.stage import Box, stages
 
@@ -289,6 +288,8 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         """Build whatever is missing, write `summary.json`, and return it."""
+        from sae.team import current
+
         for name in VERSIONS:
             getattr(self, name)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -342,6 +343,8 @@ def _stages(
     is_shared: bool = False,
 ) -> list[Box]:
     """Build or skip a box of each run; the time of those that were built is kept beside them."""
+    from sae.team import current
+
     started, built = time.monotonic(), []
 
     def timed(paths: Sequence[Path]) -> Sequence[Mapping[str, Any]]:

@@ -18,7 +18,6 @@ from typing import Any
 
 from sae.errors import StoreError
 from sae.files import digest_json, read_json, sha256_file, write_json
-from sae.processes import current
 
 log = logging.getLogger(__name__)
 SCHEMA = 1
@@ -66,6 +65,8 @@ def stages(
     """
     keys = {path: digest_json({"schema": SCHEMA, "inputs": inputs}) for path, inputs in boxes.items()}
     root = os.path.commonpath([path.parent for path in boxes])
+    from sae.team import current
+
     team, missing = current(), []
     with ExitStack() as held:
         if team.is_main:

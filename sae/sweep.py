@@ -11,7 +11,6 @@ import logging
 from typing import TYPE_CHECKING
 
 from sae.errors import ConfigError
-from sae.processes import current
 from sae.run import Run, dictionaries
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ def sweep(run: Run) -> "list[Row]":
     Raises:
         ConfigError: the configuration lists no dictionaries.
     """
+    from sae.team import current
     from train import pareto
 
     names = [each.name for each in run.cfg.sweep]

@@ -1,12 +1,18 @@
-"""Who works on one batch: what a loss or a choice takes from a whole batch, it asks the team.
+"""Who works on a run: one process alone, or those that `accelerate launch` starts.
 
-`sae.processes` has the processes that `accelerate launch` starts.
+All of them run the same program on the same configuration, and see the same files. What a loss or a choice takes from
+a whole batch, of which each process has its rows, it asks the team.
 """
 
-from typing import TypeVar
+import os
+from datetime import timedelta
+from functools import cache
+from typing import TypeVar, cast
 
+import torch
 from torch import Tensor
 
+PATIENCE = timedelta(days=7)  # others wait while the first builds what is not shared
 T = TypeVar("T")
 
 
@@ -53,3 +59,68 @@ class Team:
 
 
 ALONE = Team()
+
+
+class Processes(Team):
+    """Those of accelerate's state."""
+
+    def __init__(self) -> None:
+        from accelerate import PartialState
+
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+        self.rank, self.size = state.process_index, state.num_processes
+
+    def total(self, part: Tensor) -> Tensor:
+        return _reduced(part, "sum")
+
+    def smallest(self, part: Tensor) -> Tensor:
+        return -_reduced(-part, "max")
+
+    def joined(self, rows: Tensor) -> Tensor:
+        counts = _gathered(torch.tensor([len(rows)], device=rows.device)).tolist()
+        every = _gathered(rows.detach().contiguous()).split(max(counts))
+        return torch.cat([part[:count] for part, count in zip(every, counts, strict=True)])
+
+    def told(self, value: T) -> T:
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
+
+    def collected(self, value: T) -> list[T]:
+        from accelerate.utils import gather_object
+
+        return gather_object([value])
+
+    def wait(self) -> None:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+
+    def leave(self) -> None:
+        from accelerate import PartialState
+
+        self.wait()  # one that goes while another still listens takes it down
+        PartialState().destroy_process_group()
+
+
+def current() -> Team:
+    """The team that this process was started in."""
+    return _processes() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ALONE
+
+
+@cache
+def _processes() -> Processes:
+    return Processes()
+
+
+def _reduced(part: Tensor, how: str) -> Tensor:
+    from accelerate.utils import reduce
+
+    return cast(Tensor, reduce(part.detach(), how))
+
+
+def _gathered(rows: Tensor) -> Tensor:
+    """As many rows of each, the most that one has."""
+    from accelerate.utils import gather, pad_across_processes
+
+    return cast(Tensor, gather(pad_across_processes(rows)))

@@ -15,10 +15,9 @@ from tqdm import tqdm
 from sae import memory
 from sae.errors import ConfigError
 from sae.model import default_device
-from sae.processes import current
 from sae.store import ActivationStore, Pairs
 from sae.sweep_config import STREAM
-from sae.team import ALONE, Team
+from sae.team import ALONE, Team, current
 from train.config import TrainConfig
 from train.learner import Learner, Member
 from train.loader import Loader

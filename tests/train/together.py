@@ -20,9 +20,9 @@ from sae.architectures.configs import (
     TopKConfig,
 )
 from sae.files import write_json
-from sae.processes import current
 from sae.stage import open_box
 from sae.store import ActivationStore, Places
+from sae.team import current
 from tests.train.planted import X_AND_Y, X_TO_Y, K, X, choices, member
 from train.trainer import fit
 
