@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks import markdown
 from benchmarks.architectures import CASES
 from benchmarks.ground_truth import OURS, Plan, Run, plan_of
 from benchmarks.ground_truth_tables import means
@@ -23,16 +24,14 @@ def table(known: Mapping[str, Any] | None, gpt2: Mapping[str, Any] | None) -> st
     """
     plan, runs = (plan_of(known), known["runs"]) if known else (None, [])
     built = architectures.names()
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    rows = []
     for case in CASES:
         assert case.type in built
         about = TRANSCODER if case.name == "transcoder" else summary(configs.get(case.type))
         file = architectures.architectures.get(case.type).__module__.rpartition(".")[2] + ".py"
         measured = [*_known(plan, runs, case.name), *_gpt2(gpt2 and gpt2["cases"].get(case.name))]
-        lines.append(
-            f"| {' | '.join([f'`{case.name}`', about, f'[{file}](../sae/architectures/{file})', *measured])} |"
-        )
-    return "\n".join(lines)
+        rows.append([f"`{case.name}`", about, f"[{file}](../sae/architectures/{file})", *measured])
+    return "\n".join(markdown.table(COLUMNS, rows))
 
 
 def summary(config: type) -> str:

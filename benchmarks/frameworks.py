@@ -8,11 +8,12 @@ from typing import Any
 
 from benchmarks.peers import dictionary_learning, sae_atlas, saelens, sparsify
 from benchmarks.peers.exchange import Job, measure
+from benchmarks.peers.sae_atlas import PLAIN
 from sae.architectures.configs import MatryoshkaConfig
 from sae.files import read_json
 
 ROOT = Path(__file__).parent.parent
-OURS, PLAIN = "sae-atlas", "plain torch"
+OURS = "sae-atlas"
 ADAPTERS = {OURS: sae_atlas, "SAELens": saelens, "dictionary_learning": dictionary_learning, "sparsify": sparsify}
 
 

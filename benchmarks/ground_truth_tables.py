@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from benchmarks import markdown
 from benchmarks.ground_truth import FAMILIES, OURS, Cell, Plan, Run, find, kept
 
 METRICS = {"f1": "F1", "mcc": "MCC", "uniqueness": "uniqueness", "explained_variance": "EV"}
@@ -93,7 +94,7 @@ orientation only. F1, MCC and uniqueness as in `sae/truth.py`; EV is the explain
 
 def _table(plan: Plan, runs: Sequence[Run], target: float) -> str:
     header = ["architecture", "framework", "L0", *METRICS.values(), "dead"]
-    lines = [f"### L0 = {target:g}\n", _row(header), "|---" * len(header) + "|"]
+    lines: list[list[str]] = []
     for family in plan.families:
         rows = {name: means(plan, runs, family, name, target) for name in plan.frameworks if name in FAMILIES[family]}
         met = [figures for figures in rows.values() if figures and is_met(plan, figures, target)]
@@ -105,15 +106,11 @@ def _table(plan: Plan, runs: Sequence[Run], target: float) -> str:
                 l0, dead = f"{figures['l0'].value:.1f}", f"{figures['dead_fraction'].value:.1%}"
                 n = len(found(plan, runs, family, name, target))
                 who = name if n == plan.seeds else f"{name} ({n} of {plan.seeds} seeds)"
-                lines.append(_row([family, who, l0 if is_near else f"{l0} (not met)", *values, dead]))
+                lines.append([family, who, l0 if is_near else f"{l0} (not met)", *values, dead])
         if target in PUBLISHED.get(family, {}):
             values = [f"*{value:.3f}*" for value in PUBLISHED[family][target]]
-            lines.append(_row([family, "*published*", f"*{target:g}*", *values, ""]))
-    return "\n".join([*lines, ""])
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+            lines.append([family, "*published*", f"*{target:g}*", *values, ""])
+    return "\n".join([f"### L0 = {target:g}\n", *markdown.table(header, lines), ""])
 
 
 def is_fair(plan: Plan, ours: Mapping[str, Mean], theirs: Mapping[str, Mean], target: float) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import architecture_table, ground_truth, ground_truth_tables, training
+from benchmarks.markdown import table
 from sae.files import write_text
 from sae.run import VERSIONS
 from train.loader import RUN_ROWS
@@ -81,27 +82,19 @@ def _training_section(figures: dict[str, Any]) -> str:
         "the same is learnt, not how well.\n",
     ]
     for name, rounds in figures["cases"].items():
-        table = training.summary(rounds)
-        ours = [key for key in next(iter(table.values())) if key.endswith(" is")]
-        has_l0 = all("l0" in own for own in table.values())
+        found = training.summary(rounds)
+        ours = [key for key in next(iter(found.values())) if key.endswith(" is")]
+        has_l0 = all("l0" in own for own in found.values())
         columns = ["", "tokens/s", *ours, "peak memory", "FVU", *["L0"] * has_l0]
-        lines += [
-            f"### {name}, {len(rounds)} round{'s' * (len(rounds) != 1)}\n",
-            _row(columns),
-            "|---" * len(columns) + "|",
-        ]
-        for who, own in sorted(table.items(), key=lambda item: -item[1]["tokens_per_second"]):
+        rows = []
+        for who, own in sorted(found.items(), key=lambda item: -item[1]["tokens_per_second"]):
             cells = [who, f"{own['tokens_per_second']:,.0f}", *(f"{own[key]:.1f}×" for key in ours)]
             cells += [f"{own['peak_megabytes']:,.0f} MB", f"{own['fvu']:.3f}"]
-            lines.append(_row([*cells, f"{own['l0']:,.0f}"] if has_l0 else cells))
-        lines.append("")
+            rows.append([*cells, f"{own['l0']:,.0f}"] if has_l0 else cells)
+        lines += [f"### {name}, {len(rounds)} round{'s' * (len(rounds) != 1)}\n", *table(columns, rows), ""]
     if where:
         lines.append("Where the time goes, and what is left to gain: [a step on a GPU](decisions/gpu-step.md).\n")
     return "\n".join(lines)
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _width_section(figures: dict[str, Any]) -> str:
@@ -110,17 +103,16 @@ def _width_section(figures: dict[str, Any]) -> str:
         f"TopK, k = {figures['k']}, rows of {figures['d_in']} numbers, products in {figures['precision']}. The floor",
         "is the encoder's product and the bytes of Adam, measured beside each step.\n",
         "![Milliseconds of a step against latents and against rows of a batch, beside the floor](width.png)\n",
-        "| latents | batch | ms | product | Adam's bytes | step / floor | not the product | tokens/s |",
-        "|---|---|---|---|---|---|---|---|",
     ]
+    columns = ("latents", "batch", "ms", "product", "Adam's bytes", "step / floor", "not the product", "tokens/s")
+    rows = []
     for point in (*figures["widths"], *figures["batches"]):
         step, product, adam = (point[f"{name}_seconds"] for name in ("step", "product", "adam"))
-        milliseconds = " | ".join(f"{1e3 * seconds:.0f}" for seconds in (step, product, adam))
-        lines.append(
-            f"| {point['n_latents']:,} | {point['batch']:,} | {milliseconds} "
-            f"| {step / (product + adam):.2f} | {1 - product / step:.0%} | {point['tokens_per_second']:,} |"
-        )
-    return "\n".join([*lines, ""])
+        milliseconds = [f"{1e3 * seconds:.0f}" for seconds in (step, product, adam)]
+        shares = [f"{step / (product + adam):.2f}", f"{1 - product / step:.0%}"]
+        sizes = [f"{point['n_latents']:,}", f"{point['batch']:,}"]
+        rows.append([*sizes, *milliseconds, *shares, f"{point['tokens_per_second']:,}"])
+    return "\n".join([*lines, *table(columns, rows), ""])
 
 
 def _dead_section(figures: dict[str, Any]) -> str:
@@ -129,13 +121,12 @@ def _dead_section(figures: dict[str, Any]) -> str:
         "## Training while latents are dead\n",
         f"TopK, k = 32, {figures['n_latents']:,} latents; AuxK chooses 384 of the dead ones for each row, twelve times",
         "as many as are active otherwise.\n",
-        "| dead | ms a step | more than with none |",
-        "|---|---|---|",
     ]
-    for case in figures["cases"]:
-        share = case["milliseconds"] / alive - 1
-        lines.append(f"| {case['dead']:.0%} | {case['milliseconds']:.0f} | {share:.0%} |")
-    return "\n".join([*lines, ""])
+    rows = [
+        [f"{case['dead']:.0%}", f"{case['milliseconds']:.0f}", f"{case['milliseconds'] / alive - 1:.0%}"]
+        for case in figures["cases"]
+    ]
+    return "\n".join([*lines, *table(("dead", "ms a step", "more than with none"), rows), ""])
 
 
 def _harvest_section(figures: dict[str, Any]) -> str:
@@ -143,13 +134,17 @@ def _harvest_section(figures: dict[str, Any]) -> str:
         "## Harvest against a plain forward pass\n",
         f"Tokens a second, {figures['precision']}, medians of {figures['rounds']} alternating rounds. Plain: the whole",
         "model with a hook on the module, kept in memory. Ours: to sharded safetensors with fsync.\n",
-        "| case | plain | ours | ratio |",
-        "|---|---|---|---|",
     ]
-    for name, case in figures["cases"].items():
-        plain, ours = case["plain_tokens_per_second"], case["sae_tokens_per_second"]
-        lines.append(f"| {name} | {plain:,} | {ours:,} | **{case['ratio']:.2f}×** |")
-    return "\n".join([*lines, ""])
+    rows = [
+        [
+            name,
+            f"{case['plain_tokens_per_second']:,}",
+            f"{case['sae_tokens_per_second']:,}",
+            f"**{case['ratio']:.2f}×**",
+        ]
+        for name, case in figures["cases"].items()
+    ]
+    return "\n".join([*lines, *table(("case", "plain", "ours", "ratio"), rows), ""])
 
 
 def _reading_section(figures: dict[str, Any]) -> str:
@@ -159,12 +154,10 @@ def _reading_section(figures: dict[str, Any]) -> str:
         f"{figures['batch']:,}; checksums are verified on the way. A batch has rows of so many of the",
         f"{figures['rows'] // RUN_ROWS} runs of {RUN_ROWS:,} neighbours that the text is cut into; a window has",
         "as many as it holds, taken from all over the text.\n",
-        "| window (`train.window_rows`) | rows/s | runs in a batch |",
-        "|---|---|---|",
     ]
-    for case in figures["cases"]:
-        lines.append(f"| {case['window']:,} | {case['rows_per_second']:,} | {case['runs']:.0f} |")
-    return "\n".join([*lines, ""])
+    columns = ("window (`train.window_rows`)", "rows/s", "runs in a batch")
+    rows = [[f"{case['window']:,}", f"{case['rows_per_second']:,}", f"{case['runs']:.0f}"] for case in figures["cases"]]
+    return "\n".join([*lines, *table(columns, rows), ""])
 
 
 def _ground_truth_section(figures: dict[str, Any]) -> str:

@@ -26,8 +26,9 @@ from typing import Any
 from safetensors.torch import load_file
 
 from benchmarks import results
-from benchmarks.frameworks import ADAPTERS, OURS, PLAIN, ROOT, here, launch, settings
+from benchmarks.frameworks import ADAPTERS, OURS, ROOT, here, launch, settings
 from benchmarks.peers.exchange import Job
+from benchmarks.peers.sae_atlas import PLAIN
 from benchmarks.world import FULL, SMOKE, Scale, prepare
 from sae.files import read_json
 from train.synthetic import SYNTH_SAE_BENCH_16K

@@ -1,9 +1,13 @@
 """One threshold for use, learnt from what whole batches kept in training."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sae.architectures.configs import SAEConfig
+from sae.dictionary import SAE, Forward, Shape
 from sae.select import BatchTopK, JumpReLU, Selection
 from sae.team import ALONE, Team
 
@@ -54,3 +58,21 @@ class BatchThreshold(nn.Module):
             return BatchTopK(k, sizes, team)
         threshold = self.value().float().expand(n_latents)
         return JumpReLU(threshold if sizes is None else threshold / sizes.clamp_min(1e-30))
+
+
+class ThresholdSAE(SAE):
+    """One whose latents compete over a batch in training, and are used by one threshold."""
+
+    is_normalised = True
+    cfg: Any
+
+    def __init__(self, cfg: SAEConfig, shape: Shape) -> None:
+        super().__init__(cfg, shape)
+        self.threshold = BatchThreshold(self.cfg.threshold_steps)
+
+    def selection(self) -> Selection:
+        return self.threshold.selection(self.cfg.k, self.cfg.n_latents, self.sizes, self.team)
+
+    def after_step(self, out: Forward) -> None:
+        super().after_step(out)
+        self.threshold.update(out.strengths, self.team)

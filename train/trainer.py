@@ -66,7 +66,7 @@ def fit(members: Sequence[Member], store: ActivationStore, seed: int, logs: Path
     if not is_divided:
         every = team.collected(results)
         results = [every[i % team.size][i // team.size] for i in range(len(members))]
-    for tracker in accelerator.trackers:
+    for tracker in accelerator.trackers:  # `end_training` would end the team too
         tracker.finish()
     return results
 

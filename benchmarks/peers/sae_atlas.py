@@ -34,7 +34,9 @@ KNOBS = {
     "matching_pursuit": "k",
 }
 """What sets the L0 of each architecture."""
-PRECISIONS: dict[str, Precision] = {"": "auto", "plain torch": "auto", "float32": "float32", "autocast": "bfloat16"}
+PLAIN = "plain torch"
+"""A mode: without compiled kernels."""
+PRECISIONS: dict[str, Precision] = {"": "auto", PLAIN: "auto", "float32": "float32", "autocast": "bfloat16"}
 
 
 def settings(architecture: str, knob: float, n_latents: int) -> dict[str, Any]:

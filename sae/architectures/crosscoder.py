@@ -17,7 +17,7 @@ from sae.architectures.configs import CrosscoderBatchTopKConfig, CrosscoderConfi
 from sae.dictionary import SAE, Forward, Shape, Step
 from sae.losses import weighted_l1
 from sae.select import ReLU, Selection
-from sae.threshold import BatchThreshold
+from sae.threshold import ThresholdSAE
 
 
 def site_norms(W_dec: Float[Tensor, "n_latents d_out"], shape: Shape) -> Float[Tensor, "n_latents n_sites"]:
@@ -70,15 +70,10 @@ class Crosscoder(SAE):
 
 
 @architectures.register("crosscoder_batchtopk")
-class BatchTopKCrosscoder(SAE):
+class BatchTopKCrosscoder(ThresholdSAE):
     """The batch keeps the largest `f_i sum_l ||W_dec,l,i||`; the threshold for use is in that unit too."""
 
-    is_normalised = True
     cfg: CrosscoderBatchTopKConfig
-
-    def __init__(self, cfg: CrosscoderBatchTopKConfig, shape: Shape) -> None:
-        super().__init__(cfg, shape)
-        self.threshold = BatchThreshold(cfg.threshold_steps)
 
     def first_matrices(self, x: Tensor, target: Tensor, generator: torch.Generator) -> None:
         super().first_matrices(x, target, generator)
@@ -87,10 +82,3 @@ class BatchTopKCrosscoder(SAE):
     @property
     def sizes(self) -> Float[Tensor, " n_latents"]:
         return sizes(self, self.cfg.norm).detach()
-
-    def selection(self) -> Selection:
-        return self.threshold.selection(self.cfg.k, self.cfg.n_latents, self.sizes, self.team)
-
-    def after_step(self, out: Forward) -> None:
-        super().after_step(out)
-        self.threshold.update(out.strengths, self.team)

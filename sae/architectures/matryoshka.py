@@ -13,26 +13,17 @@ from torch import Tensor
 from sae import kernels
 from sae.architectures import architectures
 from sae.architectures.configs import MatryoshkaConfig
-from sae.dictionary import SAE, Forward, Shape, Step
-from sae.select import Selection
-from sae.threshold import BatchThreshold
+from sae.dictionary import Forward, Step
+from sae.threshold import ThresholdSAE
 
 
 @architectures.register("matryoshka")
-class MatryoshkaSAE(SAE):
+class MatryoshkaSAE(ThresholdSAE):
     """One BatchTopK over all latents; every prefix of them reconstructs by itself:
     `loss = sum over prefixes m: ||x - f_{1:m} W_dec,{1:m} - b_dec||^2 + AuxK` (eq. 3)."""
 
-    is_normalised = True
     folds = ("folded",)
     cfg: MatryoshkaConfig
-
-    def __init__(self, cfg: MatryoshkaConfig, shape: Shape) -> None:
-        super().__init__(cfg, shape)
-        self.threshold = BatchThreshold(cfg.threshold_steps)
-
-    def selection(self) -> Selection:
-        return self.threshold.selection(self.cfg.k, self.cfg.n_latents, self.sizes, self.team)
 
     def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:  # noqa: ARG002
         """The errors of all prefixes but the last, which is the whole dictionary."""
@@ -52,7 +43,3 @@ class MatryoshkaSAE(SAE):
             rest = rest - parts[:, i + 1]
             terms[f"mse_{prefixes[i]}"] = self._error(rest, out.target)
         return terms
-
-    def after_step(self, out: Forward) -> None:
-        super().after_step(out)
-        self.threshold.update(out.strengths, self.team)

@@ -68,23 +68,17 @@ def is_recordable(device: _torch.device) -> bool:
 
 def backends() -> list[str]:
     """Kernel backends that can be used on this machine, the preferred one first."""
-    is_plain = os.environ.get("SAE_KERNELS") == "torch"
-    found = {
-        "triton": not is_plain and _has("triton") and _torch.cuda.is_available(),
-        "numba": not is_plain and _has("numba"),
-        "torch": True,
-    }
+    found = {"triton": _has("triton") and _torch.cuda.is_available(), "numba": _has("numba"), "torch": True}
     return [name for name, is_there in found.items() if is_there]
 
 
 def _has(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+    """Whether the package of a backend is there, and wanted."""
+    return os.environ.get("SAE_KERNELS") != "torch" and importlib.util.find_spec(package) is not None
 
 
 @cache
 def _kernels(device: str) -> Kernels:
-    if os.environ.get("SAE_KERNELS") == "torch":
-        return Kernels()
     if device == "cuda" and _has("triton"):
         from sae.kernels.triton import Triton
 

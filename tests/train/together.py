@@ -1,6 +1,6 @@
 """What a team learns, and what one process does of the same: the cases, and the program of each process.
 
-accelerate launch --cpu --num_processes 2 -m tests.train.together STORE OUT STEPS [case ...]
+torchrun --nproc_per_node=2 -m tests.train.together STORE OUT STEPS [case ...]
 """
 
 import sys
