@@ -20,12 +20,12 @@ lint: $(VENV)/installed-dev  ## format, style, imports, types
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
 
-bench: $(VENV)/installed  ## every benchmark, and the tables in docs/ and README.md from their results
+bench: $(VENV)/installed peers  ## every benchmark, and the tables in docs/ and README.md from their results
 	$(BIN)/python -m benchmarks.harvest
 	$(BIN)/python -m benchmarks.atlas
 	$(BIN)/python -m benchmarks.report
 
-peers: $(PEERS:%=.peers/%/installed)  ## what `benchmarks.ground_truth` and `benchmarks.training` compare with
+peers: $(PEERS:%=.peers/%/installed)  ## what benchmarks compare with
 
 clean:  ## everything that was made here
 	rm -rf $(VENV) .peers runs build *.egg-info

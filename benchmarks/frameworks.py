@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import dictionary_learning, sae_atlas, saelens, sparsify
+from benchmarks.peers import dictionary_learning, plain, sae_atlas, saelens, sparsify
 from benchmarks.peers.exchange import Job, measure
+from benchmarks.peers.harvesting import HarvestJob
 from benchmarks.peers.sae_atlas import PLAIN
 from sae.architectures.configs import MatryoshkaConfig
 from sae.files import read_json
@@ -15,6 +16,9 @@ from sae.files import read_json
 ROOT = Path(__file__).parent.parent
 OURS = "sae-atlas"
 ADAPTERS = {OURS: sae_atlas, "SAELens": saelens, "dictionary_learning": dictionary_learning, "sparsify": sparsify}
+"""Those that train."""
+HOOK = "transformers"
+"""No framework but a hook on the model: `benchmarks/peers/plain.py`."""
 
 
 def settings(framework: str, architecture: str, knob: float, n_latents: int, steps: int) -> dict[str, Any]:
@@ -31,16 +35,19 @@ def here(framework: str, job: Job) -> dict[str, Any]:
     return measure(job, adapter.train, adapter.versions)
 
 
-def launch(framework: str, job: Job) -> dict[str, Any]:
-    """Train in the framework's own process and environment; returns the facts of that process.
+def launch(framework: str, job: Job | HarvestJob) -> dict[str, Any]:
+    """Do a job in the framework's own process and environment; returns the facts of that process.
 
     Raises:
         CalledProcessError: the framework failed; what it said has been shown.
     """
     path = Path(job.out) / "job.json"
     job.write(path)
-    python = sys.executable if framework == OURS else ROOT / ".peers" / framework.lower() / "bin" / "python"
-    command = [str(python), "-m", ADAPTERS[framework].__name__, str(path)]
+    is_ours = framework in (OURS, HOOK)
+    python = sys.executable if is_ours else ROOT / ".peers" / framework.lower() / "bin" / "python"
+    adapter = plain if framework == HOOK else ADAPTERS[framework]
+    task = "train" if isinstance(job, Job) else "harvest"
+    command = [str(python), "-m", adapter.__name__, task, str(path)]
     settings = {"WANDB_MODE": "disabled"} | ({"SAE_KERNELS": "torch"} if job.mode == PLAIN else {})
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, **settings})
     return read_json(Path(job.out) / "facts.json")

@@ -1,125 +1,159 @@
-"""Harvest against a plain forward pass of the whole model with a hook, same precision, same contexts.
+"""Harvesting speed: one model, one set of contexts, ours beside SAELens, dictionary_learning and a plain hook.
 
-Both keep the activations of one site in memory as float32; ours also writes its shards, with fsync.
-Rounds alternate; the figure is the median over rounds. Two subjects: the embedded GPT-2, and
-GPT-2 small's shape with random weights (speed does not depend on the weights).
+python -m benchmarks.harvest [--rounds 5] [--cases embedded ...] [--contestants sae-atlas ...]
 
-    python -m benchmarks.harvest [rounds]
+Rounds alternate: in each, every contestant runs the case's contexts in a process of its own (`benchmarks/peers/`),
+after a few others to warm up, and keeps one MLP's output as float16: ours in safetensors with fsync, SAELens's runner
+in Arrow files, the others in memory. Speed is the median over rounds, a ratio the median of the rounds' ratios, memory
+the largest resident set of the process. The error is that of the first rows against the plain model in float32,
+relative, by root mean square. Subjects are the embedded GPT-2 and GPT-2 small's shape with random weights: speed does
+not depend on them. Rounds are kept in `docs/results/harvest.json` as they come.
 """
 
-import statistics
-import sys
-import tempfile
-import time
-from collections.abc import Callable
+import argparse
+import logging
+import re
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from safetensors.numpy import save_file
-from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from safetensors.torch import save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from benchmarks import results
-from sae.config import HarvestConfig, ModelConfig
-from sae.harvest import harvest
-from sae.model import load, resolve_precision
-from sae.stage import open_box, stage
-from sae.tokens import TokenStore
+from benchmarks.frameworks import HOOK, OURS, ROOT, launch
+from benchmarks.peers.harvesting import HarvestJob
+from sae.files import read_json
+from sae.text import EMBEDDED
+
+FOLDER = ROOT / "runs" / "harvesting"
+WARM, CHECKED = 16, 4  # contexts that warm a process up; those whose rows are compared
 
 
 @dataclass(frozen=True)
 class Case:
-    """One model, site and context length."""
+    """One model, layer and length of contexts."""
 
-    name: str
-    model: nn.Module
-    site: str
-    module: str
+    model: str
+    """`embedded`, or GPT-2 small's shape."""
+    layer: int
     context: int
     n_contexts: int
-    vocabulary: int
 
 
-def main(rounds: int = 5) -> None:
+@dataclass(frozen=True)
+class Contestant:
+    """A framework, and how it runs the model."""
+
+    framework: str
+    mode: str = ""
+
+    @property
+    def name(self) -> str:
+        return ", ".join(part for part in (self.framework, self.mode) if part)
+
+
+CASES = {
+    "embedded, layer 3, contexts of 256": Case("embedded", 3, 256, 256),
+    "GPT-2 small, layer 6, contexts of 128": Case("small", 6, 128, 128),
+    "GPT-2 small, layer 6, contexts of 1,024": Case("small", 6, 1024, 16),
+}
+CONTESTANTS = (
+    Contestant(OURS),
+    Contestant("SAELens"),
+    Contestant("SAELens", "autocast"),
+    Contestant("dictionary_learning"),
+    Contestant(HOOK),
+    Contestant(HOOK, "autocast"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    names = [one.name for one in CONTESTANTS]
+    parser.add_argument("--contestants", nargs="+", choices=names, default=names)
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    path = results.RESULTS / "harvest.json"
+    known = read_json(path)["figures"]["cases"] if path.exists() else {}
+    for name in given.cases:
+        job = prepare(CASES[name], FOLDER)
+        rounds: list[dict[str, Any]] = []
+        for _ in range(given.rounds):
+            chosen = (one for one in CONTESTANTS if one.name in given.contestants)
+            rounds.append({one.name: run(CASES[name], one, job, FOLDER) for one in chosen})
+            known[name] = rounds
+            results.save("harvest", {"cases": known}, path)
+
+
+def prepare(case: Case, folder: Path) -> dict[str, Any]:
+    """Write the case's model, contexts and first rows; returns the job's fields but for framework and place."""
     torch.manual_seed(0)
-    embedded = load(ModelConfig()).model
-    small = GPT2LMHeadModel(GPT2Config(use_cache=False)).eval().requires_grad_(False)
-    cases = [
-        Case("embedded, mlp_out.3, 256", embedded, "mlp_out.3", "transformer.h.3.mlp", 256, 256, 8192),
-        Case("GPT-2 small shape, mlp_out.6, 128", small, "mlp_out.6", "transformer.h.6.mlp", 128, 64, 50257),
-        Case("GPT-2 small shape, mlp_out.6, 1024", small, "mlp_out.6", "transformer.h.6.mlp", 1024, 8, 50257),
-    ]
-    precision = resolve_precision("auto", torch.device("cpu"))
-    figures = {}
-    for case in cases:
-        figures[case.name] = compare(case, precision, rounds)
-        sys.stderr.write(f"{case.name}: {figures[case.name]}\n")
-    results.save("harvest", {"precision": precision, "rounds": rounds, "cases": figures})
-
-
-def compare(case: Case, precision: str, rounds: int) -> dict[str, float]:
-    """Median tokens a second of both ways and their ratio, over alternating rounds."""
-    ids = np.random.default_rng(0).integers(0, case.vocabulary, (case.n_contexts, case.context))
-    ours, plain, ratios = [], [], []
-    for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            ours.append(
-                ids.size / _seconds(_ours, case, _tokens(ids, Path(folder) / "tokens"), Path(folder), precision)
-            )
-        plain.append(ids.size / _seconds(_plain, case, torch.from_numpy(ids), precision))
-        ratios.append(ours[-1] / plain[-1])
+    model_folder = folder / case.model
+    model, tokenizer = _model(case.model)
+    model.save_pretrained(model_folder)
+    tokenizer.save_pretrained(model_folder)
+    contexts, expected = (folder / f"{name}-{case.model}-{case.context}.safetensors" for name in ("contexts", "acts"))
+    tokens = torch.randint(len(tokenizer), (case.n_contexts + WARM, case.context))
+    save_file({"warm": tokens[:WARM].contiguous(), "tokens": tokens[WARM:].contiguous()}, contexts)
+    save_file({"acts": _rows(model, case.layer, tokens[WARM : WARM + CHECKED])}, expected)
     return {
-        "sae_tokens_per_second": round(statistics.median(ours)),
-        "plain_tokens_per_second": round(statistics.median(plain)),
-        "ratio": round(statistics.median(ratios), 2),
+        "model": str(model_folder),
+        "layer": case.layer,
+        "contexts": str(contexts),
+        "expected": str(expected),
     }
 
 
-def _ours(case: Case, tokens: TokenStore, folder: Path, precision: str) -> None:
-    cfg = HarvestConfig(sites=(case.site,), skip_positions=0, dtype="bfloat16")
-    harvest(case.model, [case.site], tokens, folder / "acts", cfg, _autocast(precision))
+def run(case: Case, one: Contestant, job: Mapping[str, Any], folder: Path) -> dict[str, float]:
+    """Harvest once; returns speed, memory and error.
+
+    Raises:
+        CalledProcessError: the framework failed; what it said has been shown.
+    """
+    out = folder / re.sub(r"\W+", "-", one.name)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    found = launch(one.framework, HarvestJob(**job, mode=one.mode, out=str(out)))
+    shutil.rmtree(out)
+    figures = {
+        "tokens_per_second": round(case.n_contexts * case.context / found["seconds"]),
+        "peak_megabytes": round(found["peak_kilobytes"] / 1024),
+        "error": round(found["error"], 5),
+    }
+    logging.info("%s: %s", one.name, figures)
+    return figures
+
+
+def _model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The embedded GPT-2, or GPT-2 small's shape with random weights; its contexts know the former's tokens only."""
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "model")
+    if name == "embedded":
+        return AutoModelForCausalLM.from_pretrained(EMBEDDED / "model", dtype=torch.float32), tokenizer
+    return GPT2LMHeadModel(GPT2Config(use_cache=False)), tokenizer
 
 
 @torch.no_grad()
-def _plain(case: Case, ids: torch.Tensor, precision: str) -> None:
-    """The obvious way: the whole model, a hook on the module, batches of 8,192 tokens."""
+def _rows(model: PreTrainedModel, layer: int, tokens: torch.Tensor) -> torch.Tensor:
     kept: list[torch.Tensor] = []
-    hook = case.model.get_submodule(case.module).register_forward_hook(lambda _m, _i, out: kept.append(out.float()))
-    for batch in ids.split(max(1, 8192 // case.context)):
-        with _autocast(precision)():
-            case.model(input_ids=batch)
+    module = model.get_submodule(f"transformer.h.{layer}.mlp")
+    hook = module.register_forward_hook(lambda _m, _i, out: kept.append(out.flatten(0, 1)))
+    model.eval()(input_ids=tokens)
     hook.remove()
-
-
-def _autocast(precision: str) -> Callable[[], torch.autocast]:
-    return lambda: torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def _seconds(run: Callable[..., None], *arguments: object) -> float:
-    started = time.perf_counter()
-    run(*arguments)
-    return time.perf_counter() - started
-
-
-def _tokens(ids: np.ndarray, out: Path) -> TokenStore:
-    """A token store of full contexts, one document each."""
-
-    def build(path: Path) -> dict[str, object]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        starts = np.arange(0, ids.size + 1, ids.shape[1])
-        arrays = {"tokens": ids.astype(np.uint16).ravel(), "document_starts": starts, "context_starts": starts}
-        save_file(arrays, path / "train.safetensors")
-        rows = [{"split": "train", "id": str(i), "source": "random", "title": ""} for i in range(len(ids))]
-        pq.write_table(pa.Table.from_pylist(rows), path / "documents.parquet")
-        return {"vocabulary": 1 << 16}
-
-    stage(out, {}, build)
-    return TokenStore(open_box(out))
+    return kept[0]
 
 
 if __name__ == "__main__":
-    main(*(int(argument) for argument in sys.argv[1:]))
+    main()

@@ -18,7 +18,7 @@ import logging
 import re
 import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from benchmarks import results
 from benchmarks.frameworks import ADAPTERS, OURS, ROOT, here, launch, settings
 from benchmarks.peers.exchange import Job
 from benchmarks.peers.sae_atlas import PLAIN
+from benchmarks.rounds import summary
 from benchmarks.world import FULL, SMOKE, Scale, prepare
 from sae.files import read_json
 from train.synthetic import SYNTH_SAE_BENCH_16K
@@ -80,14 +81,16 @@ _TOPK = (
     Contestant("dictionary_learning", "topk"),
     Contestant("dictionary_learning", "topk", "autocast"),
 )
+_SHORT, _SHORT_LENS = {"threshold_steps": 4}, {"topk_threshold_lr": 1 / 4}
+"""Thresholds averaged over the last of few steps, not over 100; dictionary_learning's are of the second half."""
 _BATCHTOPK = (
-    Contestant(OURS, "batchtopk"),
-    Contestant("SAELens", "batchtopk"),
+    Contestant(OURS, "batchtopk", others=_SHORT),
+    Contestant("SAELens", "batchtopk", others=_SHORT_LENS),
     Contestant("dictionary_learning", "batch_topk"),
 )
 _MATRYOSHKA = (
-    Contestant(OURS, "matryoshka"),
-    Contestant("SAELens", "matryoshka_batchtopk"),
+    Contestant(OURS, "matryoshka", others=_SHORT),
+    Contestant("SAELens", "matryoshka_batchtopk", others=_SHORT_LENS),
     Contestant("dictionary_learning", "matryoshka"),
 )
 _SPARSE = "L0 < 128"
@@ -205,19 +208,6 @@ def run(case: Case, one: Contestant, scale: Scale, folder: Path, in_process: boo
     }
     logging.info("%s, %s: %s", case.name, one.name, figures)
     return figures
-
-
-def summary(rounds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """Medians over the rounds of each contestant, and of each of ours over its speed (`sae-atlas is`)."""
-    result = {}
-    ours = [name for name in rounds[0] if name.split(",")[0] == OURS]
-    for name in rounds[0]:
-        own = [each[name] for each in rounds]
-        result[name] = {metric: statistics.median(figures[metric] for figures in own) for metric in own[0]}
-        for mine in ours:
-            ratios = [each[mine]["tokens_per_second"] / each[name]["tokens_per_second"] for each in rounds]
-            result[name][f"{mine} is"] = round(statistics.median(ratios), 2)
-    return result
 
 
 if __name__ == "__main__":

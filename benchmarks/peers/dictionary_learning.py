@@ -8,14 +8,16 @@ after 10,000. Thresholds for use are averaged from the run's middle on, if that 
 Everything else that is not named here is its default.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.peers.exchange import DEVICE, Batches, Codes, Found, Job, main
+from benchmarks.peers.exchange import DEVICE, Batches, Codes, Found, Job
+from benchmarks.peers.harvesting import CONTEXTS, Harvest, HarvestJob
+from benchmarks.peers.process import main
 
 KNOBS = {
     "standard": "l1_penalty",
@@ -132,9 +134,46 @@ def _decoder(used: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return directions, bias
 
 
+def harvester(job: HarvestJob) -> Harvest:
+    """Its `ActivationBuffer`, filled once: it keeps rows in memory and writes none."""
+    from dictionary_learning.buffer import ActivationBuffer  # pyright: ignore[reportMissingImports]
+    from nnsight import LanguageModel  # pyright: ignore[reportMissingImports]
+
+    model = LanguageModel(job.model, tokenizer=_numbers(job.model), device_map=DEVICE, dispatch=True)
+    module = model.transformer.h[job.layer].mlp
+
+    def harvest(tokens: torch.Tensor, _: Path) -> Callable[[int], torch.Tensor]:
+        n, context = tokens.shape
+        buffer = ActivationBuffer(
+            iter([" ".join(map(str, context)) for context in tokens.tolist()]),
+            model,
+            module,
+            d_submodule=model.config.n_embd,
+            n_ctxs=n,
+            ctx_len=context,
+            refresh_batch_size=CONTEXTS,
+            device=DEVICE,
+        )
+        buffer.refresh()
+        return lambda n: buffer.activations[:n]
+
+    return harvest
+
+
+def _numbers(folder: str) -> Any:
+    """A tokenizer of numbers: the buffer reads text only."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoConfig, PreTrainedTokenizerFast
+
+    words = [str(i) for i in range(AutoConfig.from_pretrained(folder).vocab_size)] + ["padding"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="padding"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="padding")
+
+
 def versions() -> Mapping[str, str]:
     return {"dictionary-learning": version("dictionary-learning"), "torch": torch.__version__}
 
 
 if __name__ == "__main__":
-    main(train, versions)
+    main(versions, train, harvester)

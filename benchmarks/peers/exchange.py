@@ -8,7 +8,6 @@ import gc
 import itertools
 import json
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -111,12 +110,6 @@ def mark() -> None:
     if DEVICE == "cuda":
         torch.cuda.synchronize()  # or launches would be timed
     _marks.append(time.perf_counter())
-
-
-def main(train: Callable[[Job], Found], versions: Callable[[], Mapping[str, str]]) -> None:
-    """The process of a framework: `python -m benchmarks.peers.<framework> job.json`."""
-    job = Job.read(Path(sys.argv[1]))
-    Path(job.out, "facts.json").write_text(json.dumps(measure(job, train, versions), indent=1))
 
 
 def measure(job: Job, train: Callable[[Job], Found], versions: Callable[[], Mapping[str, str]]) -> dict[str, Any]:

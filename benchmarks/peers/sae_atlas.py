@@ -1,19 +1,28 @@
 """Ours, as `sae train` does it; everything that is not named in `settings` is the architecture's default."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from safetensors.numpy import save_file
 
-from benchmarks.peers.exchange import DEVICE, Codes, Found, Job, main, mark
+from benchmarks.peers.exchange import DEVICE, Codes, Found, Job, mark
+from benchmarks.peers.harvesting import Harvest, HarvestJob
+from benchmarks.peers.process import main
 from sae import hub
 from sae.architectures.configs import configs
-from sae.config import Precision, parse, to_json
+from sae.config import HarvestConfig, ModelConfig, Precision, parse, to_json
+from sae.harvest import harvest
 from sae.latents import Latents
-from sae.stage import open_box
+from sae.model import load
+from sae.stage import open_box, stage
 from sae.store import ActivationStore, Places
+from sae.tokens import TokenStore
 from train import trainer
 from train.config import TrainConfig
 from train.learner import Member
@@ -95,6 +104,36 @@ def _codes(latents: Latents) -> Codes:
     return Codes(fired.values, fired.indices.int(), fired.offsets.diff())
 
 
+def harvester(job: HarvestJob) -> Harvest:
+    """As `sae harvest` does it, to sharded safetensors."""
+    subject = load(ModelConfig(name=job.model))
+    cfg = HarvestConfig(sites=(f"mlp_out.{job.layer}",), skip_positions=0, dtype="float16")
+
+    def run(tokens: torch.Tensor, folder: Path) -> Callable[[int], torch.Tensor]:
+        out = folder / "activations"
+        box = _store(tokens, folder)
+        stage(out, {}, lambda path: harvest(subject.model, cfg.sites, box, path, cfg, subject.autocast))
+        store = ActivationStore(open_box(out))
+        return lambda n: store.split(cfg.sites, "train").stored(0, n)
+
+    return run
+
+
+def _store(tokens: torch.Tensor, folder: Path) -> TokenStore:
+    """Contexts as a box of tokens, a document each."""
+
+    def build(path: Path) -> dict[str, Any]:
+        starts = np.arange(0, tokens.numel() + 1, tokens.shape[1])
+        ids = tokens.numpy().astype(np.uint16).ravel()
+        save_file({"tokens": ids, "document_starts": starts, "context_starts": starts}, path / "train.safetensors")
+        rows = [{"split": "train", "id": str(i), "source": "random", "title": ""} for i in range(len(tokens))]
+        pq.write_table(pa.Table.from_pylist(rows), path / "documents.parquet")
+        return {"vocabulary": 1 << 16}
+
+    stage(folder / "tokens", {}, build)
+    return TokenStore(open_box(folder / "tokens"))
+
+
 def versions() -> Mapping[str, str]:
     try:
         own = version("sae-atlas")
@@ -104,4 +143,4 @@ def versions() -> Mapping[str, str]:
 
 
 if __name__ == "__main__":
-    main(train, versions)
+    main(versions, train, harvester)

@@ -7,13 +7,15 @@ among it: inputs as they are (here of norm 28.6, sqrt(d) is 27.7), decoder rows 
 and are free, clipping at 1.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.peers.exchange import DEVICE, Batches, Codes, Found, Job, main
+from benchmarks.peers.exchange import DEVICE, Batches, Codes, Found, Job
+from benchmarks.peers.harvesting import CONTEXTS, Harvest, HarvestJob
+from benchmarks.peers.process import main
 
 KNOBS = {
     "standard": "l1_coefficient",
@@ -75,6 +77,76 @@ def train(job: Job) -> Found:
     return Found(lambda x: Codes.of(used.encode(x)), used, used.W_dec, used.b_dec)
 
 
+def harvester(job: HarvestJob) -> Harvest:
+    """Its `CacheActivationsRunner`: float16 in Arrow files, all contexts of a call in one buffer and in their order.
+    The runner loads models by the names of the hub; here it is handed one."""
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]
+    from sae_lens import cache_activations_runner as cached  # pyright: ignore[reportMissingImports]
+
+    model = _hooked(job.model)
+    cached.load_model = lambda **_: model
+
+    def harvest(tokens: torch.Tensor, folder: Path) -> Callable[[int], torch.Tensor]:
+        bytes_of_rows = tokens.numel() * model.cfg.d_model * 2
+        cfg = cached.CacheActivationsRunnerConfig(
+            dataset_path="tokens",
+            model_name="model",
+            model_batch_size=CONTEXTS,
+            hook_name=f"blocks.{job.layer}.hook_mlp_out",
+            d_in=model.cfg.d_model,
+            training_tokens=tokens.numel(),
+            context_size=tokens.shape[1],
+            new_cached_activations_path=str(folder),
+            shuffle=False,
+            dtype="float16",
+            device=DEVICE,
+            buffer_size_gb=bytes_of_rows / 1e9,
+            prepend_bos=False,
+            streaming=False,
+            autocast_lm=job.mode == "autocast",
+        )
+        found = cached.CacheActivationsRunner(cfg, Dataset.from_dict({"tokens": tokens.tolist()})).run()
+        column = found.with_format("torch")[cfg.hook_name]
+        return lambda n: torch.cat(list(column[: -(-n // tokens.shape[1])]))[:n]
+
+    return harvest
+
+
+def _hooked(folder: str) -> Any:
+    """A GPT-2 in TransformerLens's form, with the weights that it has."""
+    import transformer_lens  # pyright: ignore[reportMissingImports]
+    from transformer_lens.pretrained.weight_conversions.gpt2 import (  # pyright: ignore[reportMissingImports]
+        convert_gpt2_weights,
+    )
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    of = plain.config
+    cfg = transformer_lens.HookedTransformerConfig(
+        n_layers=of.n_layer,
+        d_model=of.n_embd,
+        n_ctx=of.n_positions,
+        d_head=of.n_embd // of.n_head,
+        n_heads=of.n_head,
+        d_mlp=4 * of.n_embd,
+        d_vocab=of.vocab_size,
+        act_fn="gelu_new",
+        eps=of.layer_norm_epsilon,
+        normalization_type="LN",
+        attention_dir="causal",
+        device=DEVICE,
+    )
+    model = transformer_lens.HookedTransformer(cfg, tokenizer=AutoTokenizer.from_pretrained(folder))
+    model.load_and_process_state_dict(
+        convert_gpt2_weights(plain, cfg),
+        fold_ln=False,
+        center_writing_weights=False,
+        center_unembed=False,
+        fold_value_biases=False,
+    )
+    return model
+
+
 def versions() -> Mapping[str, str]:
     import sae_lens  # pyright: ignore[reportMissingImports]
 
@@ -82,4 +154,4 @@ def versions() -> Mapping[str, str]:
 
 
 if __name__ == "__main__":
-    main(train, versions)
+    main(versions, train, harvester)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from benchmarks.peers.exchange import DEVICE, Batches, Codes, Found, Job, main
+from benchmarks.peers.exchange import DEVICE, Batches, Codes, Found, Job
+from benchmarks.peers.process import main
 
 KNOBS = {"topk": "k"}
 
@@ -59,4 +60,4 @@ def versions() -> Mapping[str, str]:
 
 
 if __name__ == "__main__":
-    main(train, versions)
+    main(versions, train)

@@ -3,7 +3,8 @@
 import pytest
 
 from benchmarks.report import _training_section
-from benchmarks.training import CASES, TINY, run, summary
+from benchmarks.rounds import summary
+from benchmarks.training import CASES, TINY, run
 from benchmarks.world import prepare
 
 

@@ -33,7 +33,7 @@ def test_freed_memory_is_used_again():
     assert min(of_a_matrix() for _ in range(4)) > 1000
     with memory.reused():
         taken = [of_a_matrix() for _ in range(9)]
-    assert sum(pages < 1000 for pages in taken) > 4, "most lie where one was before, if nothing small took a piece of it"
+    assert sum(pages < 1000 for pages in taken) > 4, "most lie where one was before: small ones may take a piece of it"
 
 
 def test_memory_goes_back_afterwards():
