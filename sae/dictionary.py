@@ -57,6 +57,8 @@ class Step:
     room: int | None = None
     """A number of latents that the dead ones are padded to, at least theirs; none: to none. With it nothing in the pass
     asks a GPU how many there are."""
+    auxk_every: int = 1
+    """AuxK is taken from every so-many-th row of the batch."""
 
     def warm(self, share: float) -> float:
         """A factor that rises linearly to 1 over the first `share` of the run; its first value is not 0."""
@@ -112,6 +114,8 @@ class Dictionary(nn.Module, ABC):
     team: Team = ALONE
     """In training, the processes among which a batch is divided: a pass is of this one's rows, as many as the others',
     and what it takes from a whole batch it asks the team."""
+    partners: Team = ALONE
+    """In training, those among which the latents are divided (`divide`): all have the same rows, each its latents."""
 
     @property
     @abstractmethod
@@ -137,6 +141,33 @@ class Dictionary(nn.Module, ABC):
         """The latents of each row and the output that they stand for."""
         latents = self.encode(x)
         return latents, self.decode(latents)
+
+    can_divide: ClassVar[bool] = False
+    """Whether its latents can be divided among processes: it asks the partners for all that is summed over latents. A
+    class that adds such sums to a parent's must ask for them too, or say False."""
+    per_latent: ClassVar[tuple[str, ...]] = ()
+    """Parameters with a row for each latent."""
+
+    @torch.no_grad()
+    def divide(self, partners: Team) -> None:
+        """Keep this process's part of the latents. What is summed over latents is asked of the partners from now on:
+        all make the same passes, and get the same reconstructions and losses."""
+        self.partners = partners
+        for name in self.per_latent if partners.size > 1 else ():
+            parameter = self.get_parameter(name)
+            parameter.data = partners.own(parameter.data).clone()
+
+    def whole(self) -> "Dictionary":
+        """All latents again: on the first process, on its CPU; on the others what they have."""
+        if self.partners.size == 1:
+            return self
+        state = self.state_dict()
+        state |= {name: self.partners.whole(state[name]) for name in self.per_latent}
+        if not self.partners.is_main:
+            return self
+        result = type(self)(self.cfg, self.shape)  # type: ignore[call-arg] # as all are built
+        result.load_state_dict(state)
+        return result.train(self.training)
 
     def units(self) -> Mapping[str, float]:
         """By parameter, the size of what it is measured in where that is not 1; known once initialised.
@@ -186,7 +217,6 @@ class SAE(Dictionary):
     """Values of `sae.decoder` with which the encoder can take up the norms of the decoder's rows: a latent whose
     encoder row and biases are scaled is then scaled by the same factor, and it alone."""
     per_latent: ClassVar[tuple[str, ...]] = ("W_enc", "b_enc", "W_dec")
-    """Parameters with a row for each latent, which `reseed` sets."""
     can_reseed: ClassVar[bool] = True
     cfg: SAEConfig
 
@@ -231,7 +261,7 @@ class SAE(Dictionary):
     @property
     def b_pre(self) -> Tensor | None:
         """What is subtracted from scaled inputs."""
-        return self.b_dec if self.cfg.pre_bias and self.shape.outputs is None else None
+        return self.partners.shared(self.b_dec) if self.cfg.pre_bias and self.shape.outputs is None else None
 
     @torch.no_grad()
     def initialise(self, stats: InputStats, generator: torch.Generator) -> None:
@@ -300,7 +330,7 @@ class SAE(Dictionary):
         return {"b_enc": self.input_size, "b_dec": self.target_size}
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Latents:
-        return self._encode(self._enter(x)[0], self.selection())
+        return self._encode(self._enter(x)[0], self.selection()).of_all(self.partners)
 
     def decode(self, latents: Latents) -> Float[Tensor, "batch d_out"]:
         return self._leave(kernels.decode(latents, self.W_dec) + self.b_dec, None)
@@ -308,7 +338,8 @@ class SAE(Dictionary):
     def reconstruct(self, x: Float[Tensor, "batch d_in"]) -> tuple[Latents, Float[Tensor, "batch d_out"]]:
         scaled, rows = self._enter(x)
         latents = self._encode(scaled, self.selection())
-        return latents, self._leave(self._decode(latents, self._skipped(x, scaled)), rows)
+        recon = self._leave(self._decode(latents, self._skipped(x, scaled)), rows)
+        return latents.of_all(self.partners), recon
 
     def forward(self, x: Float[Tensor, "batch d_in"], target: Float[Tensor, "batch d_out"], step: Step) -> Forward:
         scaled = self._enter(x)[0]
@@ -338,8 +369,12 @@ class SAE(Dictionary):
         return x if self.cfg.normalise in ("layer_norm", "row_norm") else scaled
 
     def _decode(self, latents: Latents, skipped: Tensor | None) -> Tensor:
-        recon = kernels.decode(latents, self.W_dec) + self.b_dec
+        recon = self._written(latents, self.W_dec) + self.b_dec
         return recon if self.W_skip is None or skipped is None else recon + skipped @ self.W_skip.T
+
+    def _written(self, latents: Latents, W_dec: Tensor) -> Tensor:
+        """What all latents write, those of the partners too."""
+        return self.partners.summed(kernels.decode(latents, W_dec))
 
     def _error(self, recon: Tensor, target: Tensor) -> Tensor:
         error = squared_error(recon, target)
@@ -353,11 +388,13 @@ class SAE(Dictionary):
         terms, residual = {}, out.target - out.recon
         limit = self.shape.d_out // 2 if self.cfg.auxk is None else self.cfg.auxk
         if self.cfg.auxk_coef > 0 and limit > 0:
-            select = TopK(min(limit, len(dead)), None if out.sizes is None else out.sizes[dead])
+            k = limit if self.partners.size > 1 else min(limit, len(dead))
+            select = TopK(k, None if out.sizes is None else out.sizes[dead], self.partners)
+            rows = self._sampled(len(out.x), step.auxk_every)
             W_enc, W_dec = self.W_enc.index_select(0, dead), self.W_dec.index_select(0, dead)
-            latents = kernels.encode(out.x, W_enc, b_enc, self.b_pre, select)
+            latents = kernels.encode(out.x[rows].contiguous(), W_enc, b_enc, self.b_pre, select)
             unit = 1.0 if self.is_normalised else self.variance
-            terms["auxk"] = self.cfg.auxk_coef * unit * auxk(residual, kernels.decode(latents, W_dec), self.team)
+            terms["auxk"] = self.cfg.auxk_coef * unit * auxk(residual[rows], self._written(latents, W_dec), self.team)
         if self.cfg.ghost_coef > 0:
             centred = out.x if self.b_pre is None else out.x - self.b_pre
             pre_acts = torch.addmm(b_enc, centred, self.W_enc[dead].T)
@@ -366,6 +403,11 @@ class SAE(Dictionary):
             recon = ghosts @ self.W_dec[dead]
             terms["ghost"] = self.cfg.ghost_coef * ghost(residual, recon, out.terms["mse"], self.team)
         return terms
+
+    def _sampled(self, n_rows: int, every: int) -> slice:
+        """Every so-many-th row of a whole batch, of which this process has `n_rows`; at least one of them."""
+        every = min(every, n_rows)
+        return slice(-self.team.rank * n_rows % every, None, every)
 
     def _dead(self, step: Step) -> tuple[Int[Tensor, " dead"], Float[Tensor, " dead"]]:
         """Dead latents and their encoder biases; others pad them, and never fire."""

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae.team import Team
+
 CACHED, GPU_CACHED = 1 << 19, 1 << 27  # entries of a matrix that are worked on at a time
 
 
@@ -21,6 +23,11 @@ class Entries:
     """The latent of each."""
     offsets: Int[Tensor, " bounds"]
     """`batch + 1` bounds, from 0 to nnz."""
+
+    @classmethod
+    def of_each_row(cls, indices: Int[Tensor, "rows m"]) -> "Entries":
+        """As many entries in every row."""
+        return cls(indices.flatten(), torch.arange(0, indices.numel() + 1, indices.shape[1], device=indices.device))
 
     @cached_property
     def rows(self) -> Int[Tensor, " nnz"]:
@@ -99,6 +106,18 @@ class Latents:
     def pick(self, of_latents: Float[Tensor, " n_latents"]) -> Tensor:
         """What each entry's latent has, in the form of `values`; differentiable."""
         return of_latents[self.indices]
+
+    def of_all(self, partners: Team) -> "Latents":
+        """With those of the partners, among whom the latents are divided and who have the same rows; outside
+        autograd."""
+        if partners.size == 1:
+            return self
+        first, n = partners.rank * self.n_latents, partners.size * self.n_latents
+        parts = (self.rows(), self.indices + first, self.values, self.pre_acts)
+        rows, indices, values, pre_acts = (partners.joined(part) for part in parts)
+        order = (rows * n + indices).argsort()
+        offsets = torch.cat([rows.new_zeros(1), torch.bincount(rows, minlength=self.batch).cumsum(0)])
+        return Latents(values[order], indices[order], offsets, pre_acts[order], n)
 
     def row_sums(self, per_entry: Tensor) -> Float[Tensor, " batch"]:
         """The sum over each row's entries; differentiable."""

@@ -93,11 +93,23 @@ class TopK(Selection):
 
     k: int
     sizes: Float[Tensor, " n_latents"] | None = None
+    partners: Team = ALONE
+    """Among whom the latents are divided; they have the same rows."""
 
     def entries(self, pre_acts: Float[Tensor, "batch n_latents"]) -> Entries:
-        indices = pre_acts.topk(self.k, dim=1, sorted=False).indices
-        offsets = torch.arange(0, indices.numel() + 1, self.k, device=pre_acts.device)
-        return Entries(indices.flatten(), offsets)
+        if self.partners.size == 1:
+            return Entries.of_each_row(pre_acts.topk(self.k, dim=1, sorted=False).indices)
+        strengths, indices = pre_acts.topk(min(self.k, pre_acts.shape[1]), dim=1, sorted=False)
+        return self.chosen(indices, strengths)
+
+    def chosen(self, indices: Int[Tensor, "rows m"], strengths: Float[Tensor, "rows m"]) -> Entries:
+        """Those of this process's largest, as many of each row, that are among the largest of all partners."""
+        owners = torch.full((indices.shape[1],), self.partners.rank, device=indices.device)
+        every, owners = self.partners.joined(strengths.T.float()), self.partners.joined(owners)
+        largest = every.topk(min(self.k, len(every)), dim=0, sorted=False).indices
+        is_kept = torch.zeros_like(every, dtype=torch.bool).scatter_(0, largest, value=True)
+        is_kept = is_kept[owners == self.partners.rank].T
+        return Entries(indices[is_kept], where(is_kept).offsets)
 
 
 @dataclass(frozen=True)
@@ -113,6 +125,8 @@ class BatchTopK(Selection):
     sizes: Float[Tensor, " n_latents"] | None = None
     team: Team = ALONE
     """Whose rows are one batch, those of each process behind those of the one before."""
+    partners: Team = ALONE
+    """Among whom the latents are divided; they have the same rows."""
 
     def entries(self, pre_acts: Float[Tensor, "batch n_latents"]) -> Entries:
         return self.choose(pre_acts.flatten(), None, *pre_acts.shape)
@@ -125,13 +139,17 @@ class BatchTopK(Selection):
         Args:
             keys: `row * n_latents + latent` of each candidate; None: they are the whole matrix, row by row.
         """
-        wanted, team, own = self.k * batch * self.team.size, self.team, batch * n_latents
-        if team.size > 1:
+        wanted, team, partners = self.k * batch * self.team.size, self.team, self.partners
+        first, width = team.rank * batch, partners.size * n_latents  # of all rows, and of all latents
+        if team.size * partners.size > 1:
             keys = torch.arange(len(strengths), device=strengths.device) if keys is None else keys
-            strengths, keys = team.joined(strengths), team.joined(keys + team.rank * own)
+            keys = (first + keys // n_latents) * width + partners.rank * n_latents + keys % n_latents
+            strengths, keys = (partners.joined(team.joined(part)) for part in (strengths, keys))
         chosen = (_largest if strengths.device.type == "cpu" else _largest_on_gpu)(strengths, keys, wanted)
-        if team.size > 1:
-            chosen = chosen[chosen // own == team.rank] - team.rank * own
+        if team.size * partners.size > 1:
+            row, latent = chosen // width - first, chosen % width - partners.rank * n_latents
+            is_own = (row >= 0) & (row < batch) & (latent >= 0) & (latent < n_latents)
+            chosen = row[is_own] * n_latents + latent[is_own]
         chosen = chosen.sort().values
         starts = torch.arange(0, (batch + 1) * n_latents, n_latents, device=chosen.device)
         return Entries(chosen % n_latents, torch.searchsorted(chosen, starts))

@@ -46,16 +46,22 @@ class BatchThreshold(nn.Module):
         return torch.where(self.weight > 0, self.total / self.weight.clamp_min(1e-30), 0)
 
     def selection(
-        self, k: int, n_latents: int, sizes: Float[Tensor, " n_latents"] | None = None, team: Team = ALONE
+        self,
+        k: int,
+        n_latents: int,
+        sizes: Float[Tensor, " n_latents"] | None = None,
+        team: Team = ALONE,
+        partners: Team = ALONE,
     ) -> Selection:
         """The batch's own choice in training, the threshold for use, where rows are independent.
 
         Args:
             sizes: weights with which latents compete; the threshold is one of weighted latents.
             team: whose rows are one batch.
+            partners: among whom the latents are divided.
         """
         if self.training:
-            return BatchTopK(k, sizes, team)
+            return BatchTopK(k, sizes, team, partners)
         threshold = self.value().float().expand(n_latents)
         return JumpReLU(threshold if sizes is None else threshold / sizes.clamp_min(1e-30))
 
@@ -64,6 +70,7 @@ class ThresholdSAE(SAE):
     """One whose latents compete over a batch in training, and are used by one threshold."""
 
     is_normalised = True
+    can_divide = True
     cfg: Any
 
     def __init__(self, cfg: SAEConfig, shape: Shape) -> None:
@@ -71,8 +78,8 @@ class ThresholdSAE(SAE):
         self.threshold = BatchThreshold(self.cfg.threshold_steps)
 
     def selection(self) -> Selection:
-        return self.threshold.selection(self.cfg.k, self.cfg.n_latents, self.sizes, self.team)
+        return self.threshold.selection(self.cfg.k, len(self.W_enc), self.sizes, self.team, self.partners)
 
     def after_step(self, out: Forward) -> None:
         super().after_step(out)
-        self.threshold.update(out.strengths, self.team)
+        self.threshold.update(out.strengths, self.partners if self.partners.size > 1 else self.team)

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sae.dictionary import Dictionary
 from sae.files import publish
 from train.optim import Optimizer, Part
 
@@ -23,8 +24,9 @@ class Progress:
     curve: list[dict[str, Any]] = field(default_factory=list)
 
 
-def save(path: Path, model: nn.Module, optimizer: Optimizer, average: nn.Module | None, progress: Progress) -> None:
-    """Publish a checkpoint; the former one stays until the new one is whole."""
+def save(path: Path, model: Dictionary, optimizer: Optimizer, average: nn.Module | None, progress: Progress) -> None:
+    """Publish a checkpoint; the former one stays until the new one is whole. Where latents are divided all partners
+    save, and it is that of one process with all of them."""
     tensors = {f"model/{name}": value.detach() for name, value in model.state_dict().items()}
     if average is not None:
         tensors |= {f"average/{name}": value.detach() for name, value in average.state_dict().items()}
@@ -35,21 +37,41 @@ def save(path: Path, model: nn.Module, optimizer: Optimizer, average: nn.Module 
     tensors["silent_tokens"] = progress.silent_tokens
     meta = {"step": progress.step, "curve": progress.curve, "optimizer": numbers}
     meta = {name: json.dumps(value) for name, value in meta.items()}
+    tensors |= {name: model.partners.whole(tensors[name]) for name in _divided(model, optimizer)}
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
-    publish(path, lambda temporary: save_file(tensors, temporary, metadata=meta))
+    if model.partners.is_main:
+        publish(path, lambda temporary: save_file(tensors, temporary, metadata=meta))
 
 
-def load(path: Path, model: nn.Module, optimizer: Optimizer, average: nn.Module | None = None) -> Progress:
+def load(path: Path, model: Dictionary, optimizer: Optimizer, average: nn.Module | None = None) -> Progress:
     """Put a checkpoint's state into `model`, `optimizer` and, if one is kept, the average of the weights."""
     with safe_open(path, framework="pt") as file:
         meta = {name: json.loads(value) for name, value in file.metadata().items()}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    for name in _divided(model, optimizer):
+        if name in tensors:
+            tensors[name] = model.partners.own(tensors[name])
     for prefix, module in (("model/", model), ("average/", average)):
         if module is not None:
             module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
     for i, part in enumerate(optimizer.parts):
         restore_optimizer(part, tensors, f"optimizer/{i}", meta["optimizer"])
     return Progress(meta["step"], tensors["silent_tokens"], meta["curve"])
+
+
+def _divided(model: Dictionary, optimizer: Optimizer) -> list[str]:
+    """Names of the tensors of which each partner has its rows."""
+    if model.partners.size == 1:
+        return []
+    own = {id(model.get_parameter(name)) for name in model.per_latent}
+    moments = [
+        f"optimizer/{i}/{j}/{slot}"
+        for i, part in enumerate(optimizer.parts)
+        for j, parameter in enumerate(_parameters(part))
+        for slot in ("exp_avg", "exp_avg_sq")
+        if id(parameter) in own
+    ]
+    return ["silent_tokens", *(f"model/{name}" for name in model.per_latent), *moments]
 
 
 def optimizer_tensors(optimizer: Part, prefix: str) -> dict[str, Tensor]:
@@ -97,9 +119,12 @@ def restore_optimizer(
 
 def _state(optimizer: Part, prefix: str) -> dict[str, Any]:
     """An optimiser's state by name; its own `state_dict` may nest it."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     return {
         f"{prefix}/{i}/{slot}": value
-        for i, parameter in enumerate(parameters)
+        for i, parameter in enumerate(_parameters(optimizer))
         for slot, value in optimizer.state.get(parameter, {}).items()
     }
+
+
+def _parameters(optimizer: Part) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]

@@ -30,6 +30,10 @@ class TrainConfig:
     accumulate: Positive = 1
     """Parts that a batch is computed in, one after another, to save memory. What looks at a whole batch (BatchTopK,
     the variance that AuxK is divided by) looks at a part."""
+    divide: Literal["batch", "latents"] = "batch"
+    """What processes share where there are fewer dictionaries than processes: the rows of each batch, or the latents,
+    for dictionaries that no device holds alone. The latter: not with every architecture, with `adam`, and without
+    `ema` and `resample_tokens`."""
     precision: Precision = "auto"
     """Precision of the dense products: `auto` is bfloat16 where it is native, else float32, and float32 for JumpReLU,
     whose thresholds learn from a window that bfloat16 does not resolve. Weights, sums, losses and the values of few
@@ -61,6 +65,9 @@ class TrainConfig:
     dead_tokens: Positive | None = None
     """A latent is dead when it has not fired for so many rows; none means a tenth of `tokens`, at most
     the paper's 10 million."""
+    auxk_every: Positive = 8
+    """AuxK, where a dictionary has it, is taken from every so-many-th row of a batch: an estimate of that of all rows,
+    the paper's, at as small a share of its cost. 1: from all."""
     init_rows: Positive = 32768
     """Rows from which first directions, initial biases, a whitening and the variance of the target are taken, and among
     which dead latents are resampled."""

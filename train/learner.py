@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sae import architectures, hub, kernels
@@ -60,15 +61,24 @@ class Learner:
     Args:
         team: among whose processes each batch is divided. Each adds up gradients and counts with the others, so that
             all make the same step; the first writes.
+        partners: among whom the latents are divided. They have the same rows, and each steps its own latents.
 
     Raises:
-        ConfigError: dead latents are to be resampled in a dictionary that cannot do it.
+        ConfigError: dead latents are to be resampled in a dictionary that cannot do it, or latents to be divided that
+            cannot be.
     """
 
     def __init__(
-        self, member: Member, store: ActivationStore, n_steps: int, accelerator: Accelerator, team: Team = ALONE
+        self,
+        member: Member,
+        store: ActivationStore,
+        n_steps: int,
+        accelerator: Accelerator,
+        team: Team = ALONE,
+        partners: Team = ALONE,
     ) -> None:
-        self.member, self.n_steps, self.accelerator, self.team = member, n_steps, accelerator, team
+        self.member, self.n_steps, self.accelerator = member, n_steps, accelerator
+        self.team, self.partners = team, partners
         self.cfg = replace(member.train, precision=resolve_precision(member.train.precision, accelerator.device))
         self.store = store
         self.held_out = store.pairs(member.places, "select")
@@ -84,6 +94,8 @@ class Learner:
                 f"train.resample_tokens = {self.cfg.resample_tokens}: must be 0 with sae.type = {name}, whose latents "
                 "cannot start again from a row"
             )
+        if partners.size > 1:
+            check_divisible(self.dictionary, member, partners)
         self.settings = optim.settings(self.cfg, member.sae)
         self.state = member.out / f"checkpoint{SCRATCH}"
 
@@ -104,17 +116,20 @@ class Learner:
         inputs = tuple(self.store.stats(site) for site in places.inputs)
         outputs = tuple(self.store.stats(site) for site in places.written)
         self.dictionary.initialise(InputStats(inputs, outputs, x, target), torch.Generator().manual_seed(seed))
+        self.dictionary.divide(self.partners)
         self.dictionary.to(self.accelerator.device).train()
         self.optimizer = optim.build(self.dictionary, self.cfg.optimizer, self.settings)
         self.average = self._average() if self.cfg.ema else None
-        silent = torch.zeros(self.member.sae.n_latents, dtype=torch.long)
+        silent = torch.zeros(self.member.sae.n_latents // self.partners.size, dtype=torch.long)
         self.progress = Progress(0, silent)
         if self.state.exists():
             self.progress = checkpoint.load(self.state, self.dictionary, self.optimizer, self.average)
             log.info("resuming at step %d", self.progress.step)
         self.progress.silent_tokens = self.progress.silent_tokens.to(self.accelerator.device)
         is_alike = self.dictionary.steps_are_alike and self.cfg.optimizer == "adam" and self.average is None
-        is_recorded = is_alike and self.team.size == 1 and kernels.is_recordable(self.accelerator.device)
+        is_recorded = (
+            is_alike and self.team.size * self.partners.size == 1 and kernels.is_recordable(self.accelerator.device)
+        )
         self._work = Graphs(self._update) if is_recorded else self._update
 
     def _average(self) -> AveragedModel:
@@ -135,6 +150,11 @@ class Learner:
             yield self.dictionary
 
     @property
+    def is_main(self) -> bool:
+        """Whether this process writes what all have learnt."""
+        return self.team.is_main and self.partners.is_main
+
+    @property
     def dead(self) -> Tensor:
         """Latents that have not fired for the dead window."""
         return self.progress.silent_tokens >= dead_window(self.cfg)
@@ -152,13 +172,19 @@ class Learner:
         """See `Step.room`; 0 as long as none can be dead."""
         if self.progress.step * self.cfg.batch < dead_window(self.cfg):
             return 0
+        if self.partners.size > 1:
+            own = room_for(int(self.dead.sum()), len(self.dead))
+            return max(own, LEAST_ROOM) if self._n_dead() else 0  # those without dead ones take part
         if self.accelerator.device.type == "cpu":
             return None
         return room_for(int(self.dead.sum()), self.member.sae.n_latents)
 
+    def _n_dead(self) -> int:
+        return int(self.partners.total(self.dead.sum()))
+
     def _update(self, rows: Tensor, room: int | None) -> dict[str, Tensor]:
         """All of a step that is done with tensors; returns the terms of the loss."""
-        now = Step(self.progress.step, self.n_steps, self.dead, room)
+        now = Step(self.progress.step, self.n_steps, self.dead, room, self.cfg.auxk_every)
         terms: dict[str, Tensor] = {}
         fired = torch.zeros_like(self.progress.silent_tokens)
         *others, last = rows.chunk(self.cfg.accumulate)
@@ -173,7 +199,7 @@ class Learner:
                     parameter.grad = self.team.total(parameter.grad)
         self.dictionary.before_step()
         if self.cfg.clip is not None:
-            self.accelerator.clip_grad_norm_(self.dictionary.parameters(), self.cfg.clip)
+            self._clip(self.cfg.clip)
         self.optimizer.step()
         self.dictionary.after_step(out)
         if self.average is not None:
@@ -181,6 +207,18 @@ class Learner:
         self.progress.silent_tokens += n_rows
         self.progress.silent_tokens.masked_fill_(fired > 0, 0)
         return terms
+
+    def _clip(self, limit: float) -> None:
+        """Scale the gradient of all parameters to a norm of at most `limit`."""
+        if self.partners.size == 1:
+            self.accelerator.clip_grad_norm_(self.dictionary.parameters(), limit)
+            return
+        named = [(name, p) for name, p in self.dictionary.named_parameters() if p.grad is not None]
+        own = [p for name, p in named if name in self.dictionary.per_latent]
+        common = [p for name, p in named if name not in self.dictionary.per_latent]
+        squares = [get_total_norm([p.grad for p in some]).square() for some in (own, common)]  # type: ignore[misc]
+        norm = (self.partners.total(squares[0]) + squares[1]).sqrt()
+        clip_grads_with_norm_([*own, *common], limit, norm)
 
     def _learn(self, rows: Tensor, share: float, now: Step, fired: Tensor, terms: dict[str, Tensor]) -> Forward:
         """Add a part's gradients, firing counts and terms to those of the whole batch, of which it is a `share`."""
@@ -222,7 +260,7 @@ class Learner:
             figures = reconstruct(used, self.held_out, self.accelerator.device, self.cfg.evaluate_rows).result()
         losses = {f"loss/{name}": term for name, term in terms.items()}
         step, tokens = self.progress.step, self.progress.step * self.cfg.batch
-        point = {"step": step, "tokens": tokens, "n_dead": int(self.dead.sum()), **figures, **losses}
+        point = {"step": step, "tokens": tokens, "n_dead": self._n_dead(), **figures, **losses}
         self.progress.curve.append(point)
         return point
 
@@ -237,13 +275,35 @@ class Learner:
         sites = {"inputs": list(places.inputs), "outputs": places.outputs and list(places.outputs)}
         # what is saved may be folded, and is not all that was chosen
         trained = {"sae": to_json(self.member.sae), "train": to_json(self.cfg) | to_json(self.settings)}
-        if self.team.is_main:
-            with self.used() as used:
+        with self.used() as used:
+            whole = used.whole()
+            if self.is_main:
                 facts = {**self.member.facts, **sites, "trained": trained}
-                hub.save(used.folded().with_unit_rows(), facts, self.member.out)
+                hub.save(whole.folded().with_unit_rows(), facts, self.member.out)
+        if self.is_main:
             write_json(self.member.out / "curve.json", self.progress.curve)
         last = self.progress.curve[-1]
         return {"steps": self.progress.step, "lr": self.settings.lr, "n_dead": last["n_dead"], "fvu": last["fvu"]}
+
+
+def check_divisible(dictionary: Dictionary, member: Member, partners: Team) -> None:
+    """Raises: ConfigError: the latents cannot be divided, or something else that was chosen needs all of them."""
+    name, n_latents, cfg = architectures.name_of(member.sae), member.sae.n_latents, member.train
+    if not dictionary.can_divide:
+        raise ConfigError(f"train.divide = latents: must be batch with sae.type = {name}")
+    if n_latents % partners.size:
+        raise ConfigError(
+            f"sae.n_latents = {n_latents}: must be a multiple of {partners.size}, to be divided among as many processes"
+        )
+    others = (
+        ("train.optimizer", cfg.optimizer, "adam"),
+        ("train.ema", cfg.ema, 0.0),
+        ("train.resample_tokens", cfg.resample_tokens, 0),
+        ("sae.ghost_coef", getattr(member.sae, "ghost_coef", 0.0), 0.0),
+    )
+    for field, chosen, only in others:
+        if chosen != only:
+            raise ConfigError(f"{field} = {chosen}: must be {only} where train.divide = latents")
 
 
 def room_for(n_dead: int, n_latents: int) -> int:

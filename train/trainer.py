@@ -22,13 +22,16 @@ from train.config import TrainConfig
 from train.learner import Learner, Member
 from train.loader import Loader
 
+CHECK_STEPS = 8  # between two questions of partners whether a checkpoint is due
+
 
 @memory.reused()
 def fit(members: Sequence[Member], store: ActivationStore, seed: int, logs: Path) -> list[dict[str, Any]]:
     """Train every member into its folder, each step of all on the same rows; returns each one's facts.
 
     Several processes (`accelerate launch`) share the members among them if there are enough, each training its own on
-    its device; otherwise each batch is divided among them. The members are those of one process, up to rounding.
+    its device; otherwise each batch is divided among them, or the latents of each member (`train.divide`). The members
+    are those of one process, up to rounding.
 
     Args:
         logs: folder for the tracker's files, outside of the boxes: they hold times.
@@ -44,26 +47,29 @@ def fit(members: Sequence[Member], store: ActivationStore, seed: int, logs: Path
                 f"train.{field} = {values}: must be the same for all dictionaries that learn from one stream"
             )
     accelerator, team = _accelerator(cfg, logs), current()
-    is_divided = len(members) < team.size
+    by_latents = cfg.divide == "latents" and team.size > 1
+    is_divided = len(members) < team.size and not by_latents
     if is_divided and cfg.batch % (team.size * cfg.accumulate):
         raise ConfigError(
             f"train.batch = {cfg.batch}: must be a multiple of {team.size * cfg.accumulate}, to be divided among "
             f"{team.size} processes in {cfg.accumulate} part{'s' * (cfg.accumulate > 1)}"
         )
-    own = members if is_divided else members[team.rank :: team.size]
+    is_shared = is_divided or by_latents
+    own = members if is_shared else members[team.rank :: team.size]
     sites = tuple(dict.fromkeys(site for member in members for site in member.places.sites))
     split = store.split(sites, "train")
     parts = _parts(cfg, team) if is_divided else [slice(None)]
     loader = Loader(split, cfg.batch, cfg.window_rows, seed, accelerator.device, parts)
     sample = Loader(split, min(cfg.init_rows, split.n_rows), cfg.window_rows, seed).batch(0)
     n_steps = max(1, cfg.tokens // cfg.batch)
-    learners = [Learner(member, store, n_steps, accelerator, team if is_divided else ALONE) for member in own]
+    groups = (team if is_divided else ALONE, team if by_latents else ALONE)
+    learners = [Learner(member, store, n_steps, accelerator, *groups) for member in own]
     for learner, member in zip(learners, own, strict=True):
         learner.start(Pairs(split, sites, member.places), sample, seed)
     del sample
     _loop(learners, loader, cfg, n_steps, accelerator)
     results = [learner.finish() for learner in learners]
-    if not is_divided:
+    if not is_shared:
         every = team.collected(results)
         results = [every[i % team.size][i // team.size] for i in range(len(members))]
     for tracker in accelerator.trackers:  # `end_training` would end the team too
@@ -117,11 +123,19 @@ def _loop(
             every = learner.cfg.evaluate_every
             if is_last or (every and (step + 1) % every == 0):
                 _log(learner, learner.measure(), accelerator, bar, len(learners))
-        if is_last or time.monotonic() - saved > cfg.checkpoint_seconds:
+        if is_last or _is_time(learners[0], step, saved, cfg.checkpoint_seconds):
             for learner in behind:
                 learner.save()
             saved = time.monotonic()
     bar.close()
+
+
+def _is_time(learner: Learner, step: int, saved: float, seconds: float) -> bool:
+    """Whether checkpoints are due; where latents are divided all write them, so the first decides, now and then."""
+    is_due = time.monotonic() - saved > seconds
+    if learner.partners.size == 1:
+        return is_due
+    return step % CHECK_STEPS == 0 and learner.partners.told(is_due)
 
 
 def _log(learner: Learner, point: dict[str, Any], accelerator: Accelerator, bar: tqdm, n_learners: int) -> None:

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae import kernels
 from sae.architectures import architectures
 from sae.architectures.configs import GatedConfig
 from sae.dictionary import SAE, Forward, Shape, Step
@@ -27,6 +26,7 @@ class GatedSAE(SAE):
     """
 
     is_normalised = False
+    can_divide = True
     folds = ("unit", "free")
     per_latent = (*SAE.per_latent, "r_mag", "b_mag")
     cfg: GatedConfig
@@ -45,10 +45,10 @@ class GatedSAE(SAE):
     def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:
         gates = out.latents.with_values(out.latents.pre_acts.relu())
         coef = self.cfg.sparsity_coef * step.warm(self.cfg.sparsity_warmup)
-        recon = kernels.decode(gates, self.W_dec.detach()) + self.b_dec.detach()
+        recon = self._written(gates, self.W_dec.detach()) + self.b_dec.detach()
         if self.W_skip is not None and out.skipped is not None:
             recon = recon + out.skipped @ self.W_skip.detach().T
-        l1 = weighted_l1(gates, self.W_dec.detach().norm(dim=1))
+        l1 = self.partners.summed(weighted_l1(gates, self.W_dec.detach().norm(dim=1)))
         return {"l1": coef * l1, "aux": squared_error(recon, out.target)}
 
     @torch.no_grad()

@@ -27,6 +27,7 @@ class JumpReLUSAE(SAE):
     """
 
     is_normalised = False
+    can_divide = True
     folds = ("unit", "free")
     per_latent = (*SAE.per_latent, "threshold")
     cfg: JumpReLUConfig
@@ -64,10 +65,21 @@ class JumpReLUSAE(SAE):
 
     def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:
         coef = self.cfg.sparsity_coef * step.warm(self.cfg.sparsity_warmup)
-        terms = {self.cfg.penalty: coef * sparsity(self.cfg, self._jump(), out, self.W_dec.norm(dim=1))}
+        terms = {self.cfg.penalty: coef * self._sparsity(out)}
         if self.cfg.preact_coef > 0:
-            terms["preact"] = self.cfg.preact_coef * preact(self, self.threshold, out)
+            terms["preact"] = self.cfg.preact_coef * self.partners.summed(preact(self, self.threshold, out))
         return terms
+
+    def _sparsity(self, out: Forward) -> Tensor:
+        """The penalty named by `cfg.penalty`."""
+        latents = out.latents
+        if self.cfg.penalty == "tanh":
+            strengths = self.cfg.tanh_scale * latents.values * latents.pick(self.W_dec.norm(dim=1))
+            return self.partners.summed(row_sum(latents, torch.tanh(strengths)))
+        l0 = self.partners.summed(self._jump().l0(latents))
+        if self.cfg.penalty == "l0":
+            return l0.mean()
+        return (2 / self.cfg.target_l0 * (l0 - self.cfg.target_l0).square()).mean()
 
     @torch.no_grad()
     def reseed(self, latents: Int[Tensor, " m"], x: Float[Tensor, "m d_in"], target: Float[Tensor, "m d_out"]) -> None:
@@ -96,17 +108,6 @@ def firing_biases(
     silent = min(max(1, round(len(x) * (1 - min(rate, 0.5)))), len(x) - 1)
     parts = [torch.kthvalue(x @ W.T, silent, dim=0).values for W in W_enc.split(256)]
     return threshold - torch.cat(parts)
-
-
-def sparsity(cfg: JumpReLUConfig, jump: JumpReLU, out: Forward, norms: Tensor) -> Tensor:
-    """The penalty named by `cfg.penalty`; `norms [n_latents]` are those of the decoder's rows."""
-    latents = out.latents
-    if cfg.penalty == "tanh":
-        return row_sum(latents, torch.tanh(cfg.tanh_scale * latents.values * latents.pick(norms)))
-    l0 = jump.l0(latents)
-    if cfg.penalty == "l0":
-        return l0.mean()
-    return (2 / cfg.target_l0 * (l0 - cfg.target_l0).square()).mean()
 
 
 def preact(dictionary: SAE, threshold: Tensor, out: Forward) -> Tensor:

@@ -10,7 +10,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sae import kernels
 from sae.architectures import architectures
 from sae.architectures.configs import MatryoshkaConfig
 from sae.dictionary import Forward, Step
@@ -28,16 +27,19 @@ class MatryoshkaSAE(ThresholdSAE):
     def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:  # noqa: ARG002
         """The errors of all prefixes but the last, which is the whole dictionary."""
         prefixes, latents = self.cfg.prefixes[:-1], out.latents
+        first = self.partners.rank * latents.n_latents
         if not prefixes:
             return {}
         # entries of a row ascend, so the groups lie one behind the other: decoded as so many rows, each once
-        groups = torch.bucketize(latents.indices, torch.tensor(prefixes, device=latents.indices.device), right=True)
+        groups = torch.bucketize(
+            first + latents.indices, torch.tensor(prefixes, device=latents.indices.device), right=True
+        )
         counts = torch.bincount(
             latents.rows() * len(self.cfg.prefixes) + groups, minlength=latents.batch * len(self.cfg.prefixes)
         )
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         split = replace(latents, offsets=offsets)
-        parts = kernels.decode(split, self.W_dec).view(latents.batch, len(self.cfg.prefixes), -1)
+        parts = self._written(split, self.W_dec).view(latents.batch, len(self.cfg.prefixes), -1)
         rest, terms = out.recon, {}
         for i in reversed(range(len(prefixes))):
             rest = rest - parts[:, i + 1]

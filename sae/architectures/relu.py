@@ -22,6 +22,7 @@ class ReLUSAE(SAE):
     """`f = ReLU((x - b_pre) W_enc^T + b_enc)`, `loss = ||x - x_hat||^2 + coef sum_i f_i ||W_dec,i||`."""
 
     is_normalised = False
+    can_divide = True
     folds = ("unit", "free")
     cfg: ReLUConfig
 
@@ -30,4 +31,4 @@ class ReLUSAE(SAE):
 
     def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:
         coef = self.cfg.sparsity_coef * step.warm(self.cfg.sparsity_warmup)
-        return {"l1": coef * weighted_l1(out.latents, self.W_dec.norm(dim=1))}
+        return {"l1": coef * self.partners.summed(weighted_l1(out.latents, self.W_dec.norm(dim=1)))}

@@ -60,7 +60,9 @@ def _select(
     share = _dense_share(centred.device, is_rounded)
     if type(select) is BatchTopK:
         kept = _largest_of_batch(centred, product, select, own)
-    elif type(select) is TopK and is_rounded and (select.sizes is not None or select.k <= share * len(W_enc)):
+    elif type(select) is TopK and (
+        select.partners.size > 1 or (is_rounded and (select.sizes is not None or select.k <= share * len(W_enc)))
+    ):
         kept = _largest_of_rows(centred, product, select, own)
     else:
         kept, picked = _select_by(select, product, centred, own)
@@ -79,7 +81,7 @@ def _select_by(select: Selection, product: "_Product", centred: Tensor, own: Ker
     for rows in _chunks(centred, product.n_latents) if select.is_rowwise else [centred]:
         pre_acts, strengths = product(rows)
         if type(select) is TopK:
-            parts.append(_of_each_row(own.largest(strengths, select.k)))
+            parts.append(Entries.of_each_row(own.largest(strengths, select.k)))
         else:
             parts.append(select.entries(strengths))
         picked.append(gather(pre_acts, parts[-1]))
@@ -88,13 +90,15 @@ def _select_by(select: Selection, product: "_Product", centred: Tensor, own: Ker
 
 def _largest_of_rows(centred: Tensor, product: "_Product", select: TopK, own: Kernels) -> Entries:
     """TopK's choice alone."""
-    parts = [own.largest(product(rows)[1], select.k) for rows in _chunks(centred, product.n_latents)]
-    return _of_each_row(torch.cat(parts))
-
-
-def _of_each_row(indices: Tensor) -> Entries:
-    """As many entries in every row."""
-    return Entries(indices.flatten(), torch.arange(0, indices.numel() + 1, indices.shape[1], device=indices.device))
+    k, indices, values = min(select.k, product.n_latents), [], []
+    for rows in _chunks(centred, product.n_latents):
+        strengths = product(rows)[1]
+        indices.append(own.largest(strengths, k))
+        if select.partners.size > 1:
+            values.append(strengths.gather(1, indices[-1]))
+    if not values:
+        return Entries.of_each_row(torch.cat(indices))
+    return select.chosen(torch.cat(indices), torch.cat(values))
 
 
 def _joined(parts: Sequence[Entries]) -> Entries:
@@ -173,7 +177,8 @@ def _largest_of_batch(centred: Tensor, product: _Product, select: BatchTopK, own
         )
         kept = select.choose(candidates, names, len(centred), n_latents)
         is_full = kept.offsets.diff()[rows] == limit
-        if limit == n_latents or not bool(select.team.total(is_full.any().int())):
+        is_more = select.partners.total(select.team.total(is_full.any().int())) if limit < n_latents else False
+        if not bool(is_more):
             return kept
         settled.append((newest[0][~is_full], newest[1][~is_full]))
         rows, limit = rows[is_full], min(ROW_SHARE * limit, n_latents)

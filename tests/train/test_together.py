@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sae.architectures.configs import ReLUConfig, SwitchConfig, TopKConfig
 from sae.errors import ConfigError
 from sae.files import read_json
 from sae.team import Team
@@ -72,6 +73,14 @@ def test_a_batch_that_is_divided_is_the_same_step(both, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_each_process_has_its_part_of_the_latents(both, name):
+    n_latents, parts = CASES[name][0].n_latents, 2 if "latents" in name else 1
+    for rank in (0, 1):
+        assert read_json(both[1] / f"{name} {rank}.json") == {"n_latents": n_latents // parts}
+
+
+@pytest.mark.slow
 def test_dictionaries_beside_each_other_are_those_of_one_process(both):
     """Three of two processes: each learns its own, on whole batches, and both know what became of all."""
     one, two = both
@@ -84,8 +93,9 @@ def test_dictionaries_beside_each_other_are_those_of_one_process(both):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["one", "two"])
-def test_a_run_goes_on_with_another_number_of_processes(both, store, tmp_path, first):
-    name, out = "the same at every step", tmp_path / "out"
+@pytest.mark.parametrize("name", ["the same at every step", "latents: the same at every step"])
+def test_a_run_goes_on_with_another_number_of_processes(both, store, tmp_path, first, name):
+    out = tmp_path / "out"
 
     def on(processes: str, steps: int) -> None:
         if processes == "one":
@@ -121,6 +131,32 @@ class Second(Team):
     """One of three processes, that hears nothing of the others."""
 
     rank, size = 1, 3
+
+
+@pytest.mark.parametrize(
+    ("sae", "changes", "message"),
+    [
+        (
+            SwitchConfig(n_latents=96, k=3, n_experts=2),
+            {},
+            r"train\.divide = latents: must be batch with sae.type = switch",
+        ),
+        (TopKConfig(n_latents=64), {}, r"sae\.n_latents = 64: must be a multiple of 3"),
+        (TopKConfig(n_latents=96), {"optimizer": "muon"}, r"train\.optimizer = muon: must be adam where train.divide"),
+        (TopKConfig(n_latents=96), {"ema": 0.9}, r"train\.ema = 0\.9: must be 0\.0 where"),
+        (TopKConfig(n_latents=96), {"resample_tokens": 512}, r"train\.resample_tokens = 512: must be 0 where"),
+        (ReLUConfig(n_latents=96, ghost_coef=0.1), {}, r"sae\.ghost_coef = 0\.1: must be 0\.0 where"),
+    ],
+)
+def test_latents_that_cannot_be_divided_are_refused(store, tmp_path, monkeypatch, sae, changes, message):
+    monkeypatch.setattr("train.trainer.current", Second)
+    cfg = choices(divide="latents", **changes)
+    with pytest.raises(ConfigError, match=message):
+        fit([member(tmp_path / "a", cfg, sae)], store, 0, tmp_path / "logs")
+
+
+def test_a_process_has_its_rows_of_what_is_divided():
+    assert Second().own(torch.arange(12)).tolist() == [4, 5, 6, 7]
 
 
 def test_a_process_has_its_share_of_each_part(make_store):

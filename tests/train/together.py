@@ -13,6 +13,7 @@ from sae.architectures.configs import (
     CrosscoderBatchTopKConfig,
     GatedConfig,
     JumpReLUConfig,
+    JumpReLUTanhConfig,
     MatryoshkaConfig,
     PAnnealConfig,
     ReLUConfig,
@@ -24,15 +25,19 @@ from sae.stage import open_box
 from sae.store import ActivationStore, Places
 from sae.team import current
 from tests.train.planted import X_AND_Y, X_TO_Y, K, X, choices, member
+from train import trainer
+from train.learner import Learner
 from train.trainer import fit
 
 BATCH, STEPS = 256, 16
 BESIDE = (1, 2, 3)
 FEW = {"n_latents": 64}
+LATENTS = {"divide": "latents"}
 SOON = {"dead_tokens": BATCH * 4, "clip": 0.5}
 CASES: dict[str, tuple[Any, Places, dict[str, Any]]] = {
     "topk": (TopKConfig(**FEW, k=K), X, SOON),
     "topk accumulated": (TopKConfig(**FEW, k=K), X, {**SOON, "accumulate": 2}),
+    "topk, AuxK from every third row": (TopKConfig(**FEW, k=K), X, {**SOON, "auxk_every": 3}),
     "topk averaged": (TopKConfig(**FEW, k=K), X, {"ema": 0.9, "resample_tokens": BATCH * 4, **SOON}),
     "batchtopk": (BatchTopKConfig(**FEW, k=K), X_TO_Y, SOON),
     "batchtopk, few for a row": (BatchTopKConfig(**FEW, k=1), X, SOON),
@@ -43,6 +48,22 @@ CASES: dict[str, tuple[Any, Places, dict[str, Any]]] = {
     "gated": (GatedConfig(**FEW), X, SOON),
     "p_anneal": (PAnnealConfig(**FEW, anneal_start=0.0, p_end=0.8, sparsity_coef=0.1), X, SOON),
     "switch": (SwitchConfig(**FEW, k=K, n_experts=2), X, SOON),
+    "latents: topk": (TopKConfig(**FEW, k=K, multi_coef=0.1), X, {**SOON, **LATENTS, "auxk_every": 1}),
+    "latents: topk, unit rows": (TopKConfig(**FEW, k=K, decoder="unit"), X, {**SOON, **LATENTS, "accumulate": 2}),
+    "latents: topk, whitened": (TopKConfig(**FEW, k=40, normalise="whiten"), X_TO_Y, {**SOON, **LATENTS}),
+    "latents: batchtopk": (BatchTopKConfig(**FEW, k=K), X, {**SOON, **LATENTS}),
+    "latents: batchtopk, few for a row": (BatchTopKConfig(**FEW, k=1), X_TO_Y, {**SOON, **LATENTS}),
+    "latents: matryoshka": (MatryoshkaConfig(**FEW, k=K), X, {**SOON, **LATENTS}),
+    "latents: relu": (ReLUConfig(n_latents=256, sparsity_coef=3.0), X, {**SOON, **LATENTS}),
+    "latents: jumprelu": (JumpReLUConfig(**FEW), X, {**SOON, **LATENTS}),
+    "latents: jumprelu, quadratic": (
+        JumpReLUConfig(**FEW, penalty="quadratic", target_l0=5.0, bandwidth=0.1, threshold=0.1),
+        X,
+        {**SOON, **LATENTS},
+    ),
+    "latents: jumprelu, tanh": (JumpReLUTanhConfig(**FEW), X, {**SOON, **LATENTS}),
+    "latents: gated": (GatedConfig(**FEW), X, {**SOON, **LATENTS}),
+    "latents: the same at every step": (TopKConfig(**FEW, k=K), X, {"warmup": 0.0, "decay": 0.0, **SOON, **LATENTS}),
     "the same at every step": (TopKConfig(**FEW, k=K), X, {"warmup": 0.0, "decay": 0.0, **SOON}),
 }
 
@@ -59,7 +80,17 @@ def learn(store: ActivationStore, out: Path, steps: int, names: Sequence[str] = 
         write_json(out / f"facts-{current().rank}.json", fit(beside, store, 0, out / "logs"))
 
 
+class Noted(Learner):
+    """One that notes how many latents its process has."""
+
+    def finish(self) -> dict[str, Any]:
+        out, own = self.member.out, len(self.dictionary.directions)
+        write_json(out.with_name(f"{out.name} {current().rank}.json"), {"n_latents": own})
+        return super().finish()
+
+
 if __name__ == "__main__":
+    trainer.Learner = Noted  # type: ignore[misc]
     store, out, steps, *names = sys.argv[1:]
     learn(ActivationStore(open_box(Path(store))), Path(out), int(steps), names)
     current().leave()
