@@ -39,8 +39,7 @@ _settings = cache(frameworks.settings)  # asked of every run, of every cell
 Run = Mapping[str, Any]
 """What it was told (`told`), the `target` it was tried for, `figures`, and `facts` of its process."""
 FOLDER = ROOT / "runs" / "ground_truth"
-LEARNS, LEARNS_BY_AUXK = "5", "6"
-"""Versions of our code that learns, without and with AuxK: raised when it learns something else, rounding apart."""
+LEARNS = "5"  # the version of our code that learns: raised when it learns something else, rounding apart
 MAX_TRIES = 6  # of a knob for one L0
 FRAMEWORKS = (OURS, "SAELens", "dictionary_learning")
 FAMILIES: Mapping[str, Mapping[str, str]] = {
@@ -139,8 +138,6 @@ def next_run(plan: Plan, runs: Sequence[Run], failed: Collection[tuple[str, str]
 
 def told(plan: Plan, cell: Cell, knob: float) -> dict[str, Any]:
     """What a run is told: two that are told the same are the same run."""
-    chosen = plan.settings(cell.framework, cell.architecture, knob)
-    own = LEARNS_BY_AUXK if chosen.get("auxk_coef") else LEARNS
     return {
         "framework": cell.framework,
         "architecture": cell.architecture,
@@ -148,14 +145,16 @@ def told(plan: Plan, cell: Cell, knob: float) -> dict[str, Any]:
         "seed": cell.seed,
         "lr": plan.lr,
         "scale": plan.scale.digest,
-        "settings": chosen,
-        "version": own if cell.framework == OURS else release(cell.framework),
+        "settings": plan.settings(cell.framework, cell.architecture, knob),
+        "version": version(cell.framework),
     }
 
 
 @cache
-def release(framework: str) -> str:
-    """Of a peer, as `make peers` installs it."""
+def version(framework: str) -> str:
+    """Of a peer its release, as `make peers` installs it; of ours `LEARNS`."""
+    if framework == OURS:
+        return LEARNS
     pinned = (ROOT / "benchmarks" / "peers" / f"{framework.lower()}.txt").read_text()
     return next(line for line in pinned.splitlines() if line and not line.startswith("#"))
 

@@ -110,8 +110,8 @@ def _dead_section(figures: dict[str, Any]) -> str:
     alive = figures["cases"][0]["milliseconds"]
     lines = [
         "## Training while latents are dead\n",
-        f"TopK, k = 32, {figures['n_latents']:,} latents; AuxK chooses 384 of the dead ones for each row, twelve times",
-        "as many as are active otherwise.\n",
+        f"TopK, k = 32, {figures['n_latents']:,} latents; AuxK chooses 384 of the dead ones, twelve times as many",
+        "as are active otherwise, for every eighth row (`train.auxk_every`).\n",
     ]
     rows = [
         [f"{case['dead']:.0%}", f"{case['milliseconds']:.0f}", f"{case['milliseconds'] / alive - 1:.0%}"]

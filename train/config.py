@@ -65,9 +65,9 @@ class TrainConfig:
     dead_tokens: Positive | None = None
     """A latent is dead when it has not fired for so many rows; none means a tenth of `tokens`, at most
     the paper's 10 million."""
-    auxk_every: Positive = 8
-    """AuxK, where a dictionary has it, is taken from every so-many-th row of a batch: an estimate of that of all rows,
-    the paper's, at as small a share of its cost. 1: from all."""
+    auxk_every: Positive = 1
+    """AuxK, where a dictionary has it, is taken from every so-many-th row of a batch: an estimate at as small a share of
+    the cost, from which dead latents learn more slowly (docs/decisions/auxk-rows.md)."""
     init_rows: Positive = 32768
     """Rows from which first directions, initial biases, a whitening and the variance of the target are taken, and among
     which dead latents are resampled."""
