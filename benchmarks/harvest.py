@@ -4,10 +4,10 @@ python -m benchmarks.harvest [--rounds 5] [--cases embedded ...] [--contestants 
 
 Rounds alternate: in each, every contestant runs the case's contexts in a process of its own (`benchmarks/peers/`),
 after a few others to warm up, and keeps one MLP's output as float16: ours in safetensors with fsync, SAELens's runner
-in Arrow files, the others in memory. Speed is the median over rounds, a ratio the median of the rounds' ratios, memory
-the largest resident set of the process. The error is that of the first rows against the plain model in float32,
-relative, by root mean square. Subjects are the embedded GPT-2 and GPT-2 small's shape with random weights: speed does
-not depend on them. Rounds are kept in `docs/results/harvest.json` as they come.
+in Arrow files, the others in memory, dictionary_learning's as float32. Speed is the median over rounds, a ratio the
+median of the rounds' ratios, memory the largest resident set of the process. The error is that of the first rows
+against the plain model in float32, relative, by root mean square. Subjects are the embedded GPT-2 and GPT-2 small's
+shape with random weights: speed does not depend on them. Rounds are kept in `docs/results/harvest.json` as they come.
 """
 
 import argparse

@@ -16,6 +16,7 @@ from sae.files import write_text
 from sae.run import VERSIONS
 from train.loader import RUN_ROWS
 
+MEMORY = {"peak_megabytes": ("peak memory", "{:,.0f} MB")}
 ROOT = Path(__file__).parent.parent
 
 
@@ -82,7 +83,7 @@ def _training_section(figures: dict[str, Any]) -> str:
         f"alternating rounds. FVU of {figures['test_rows']:,} other rows after {figures['steps']} steps: it says that",
         "the same is learnt, not how well.\n",
     ]
-    lines += tables(figures["cases"], {"fvu": ("FVU", ".3f"), "l0": ("L0", ",.0f")})
+    lines += tables(figures["cases"], {**MEMORY, "fvu": ("FVU", "{:.3f}"), "l0": ("L0", "{:,.0f}")})
     if where:
         lines.append("Where the time goes, and what is left to gain: [a step on a GPU](decisions/gpu-step.md).\n")
     return "\n".join(lines)
@@ -111,7 +112,7 @@ def _dead_section(figures: dict[str, Any]) -> str:
     lines = [
         "## Training while latents are dead\n",
         f"TopK, k = 32, {figures['n_latents']:,} latents; AuxK chooses 384 of the dead ones, twelve times as many",
-        "as are active otherwise, for every eighth row (`train.auxk_every`).\n",
+        "as are active otherwise.\n",
     ]
     rows = [
         [f"{case['dead']:.0%}", f"{case['milliseconds']:.0f}", f"{case['milliseconds'] / alive - 1:.0%}"]
@@ -124,11 +125,12 @@ def _harvest_section(figures: dict[str, Any]) -> str:
     lines = [
         "## Harvest beside SAELens, dictionary_learning and a plain hook\n",
         "One MLP's output as float16, of contexts of equal length; medians over alternating rounds. Ours writes",
-        "safetensors with fsync, SAELens's runner Arrow files, the others keep rows in memory; `transformers` is the",
-        "whole model with a hook. The error is that of the first rows against the plain model in float32, relative.",
+        "safetensors with fsync, SAELens's runner Arrow files, the others keep rows in memory, dictionary_learning as",
+        "float32; `transformers` is the whole model with a hook. The error is that of the first rows against the",
+        "plain model in float32, relative.",
         "GPT-2 small has random weights here: speed does not depend on them.\n",
     ]
-    return "\n".join([*lines, *tables(figures["cases"], {"error": ("error", ".1%")})])
+    return "\n".join([*lines, *tables(figures["cases"], {**MEMORY, "error": ("error", "{:.1%}")})])
 
 
 def _reading_section(figures: dict[str, Any]) -> str:

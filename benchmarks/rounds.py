@@ -25,7 +25,7 @@ def tables(cases: Mapping[str, Sequence[Any]], others: Mapping[str, tuple[str, s
     """A table of each case, the fastest first.
 
     Args:
-        others: metrics beside speed and memory, with their heads and how they are written.
+        others: metrics beside speed, with their heads and how they are written; shown where all have them.
     """
     lines = []
     for name, rounds in cases.items():
@@ -35,8 +35,7 @@ def tables(cases: Mapping[str, Sequence[Any]], others: Mapping[str, tuple[str, s
         rows = []
         for who, own in sorted(found.items(), key=lambda item: -item[1]["tokens_per_second"]):
             cells = [who, f"{own['tokens_per_second']:,.0f}", *(f"{own[key]:.1f}×" for key in ours)]
-            cells.append(f"{own['peak_megabytes']:,.0f} MB")
-            rows.append([*cells, *(format(own[metric], others[metric][1]) for metric in known)])
-        columns = ["", "tokens/s", *ours, "peak memory", *(others[metric][0] for metric in known)]
+            rows.append([*cells, *(others[metric][1].format(own[metric]) for metric in known)])
+        columns = ["", "tokens/s", *ours, *(others[metric][0] for metric in known)]
         lines += [f"### {name}, {len(rounds)} round{'s' * (len(rounds) != 1)}\n", *table(columns, rows), ""]
     return lines

@@ -57,8 +57,6 @@ class Step:
     room: int | None = None
     """A number of latents that the dead ones are padded to, at least theirs; none: to none. With it nothing in the pass
     asks a GPU how many there are."""
-    auxk_every: int = 1
-    """AuxK is taken from every so-many-th row of the batch."""
 
     def warm(self, share: float) -> float:
         """A factor that rises linearly to 1 over the first `share` of the run; its first value is not 0."""
@@ -143,8 +141,8 @@ class Dictionary(nn.Module, ABC):
         return latents, self.decode(latents)
 
     can_divide: ClassVar[bool] = False
-    """Whether its latents can be divided among processes: it asks the partners for all that is summed over latents. A
-    class that adds such sums to a parent's must ask for them too, or say False."""
+    """Whether its latents can be divided among processes: what is summed over latents, and what is chosen among them,
+    it asks the partners. Each class says it for itself: it is not inherited."""
     per_latent: ClassVar[tuple[str, ...]] = ()
     """Parameters with a row for each latent."""
 
@@ -333,6 +331,8 @@ class SAE(Dictionary):
         return self._encode(self._enter(x)[0], self.selection()).of_all(self.partners)
 
     def decode(self, latents: Latents) -> Float[Tensor, "batch d_out"]:
+        if self.partners.size > 1:
+            raise RuntimeError("a dictionary whose latents are divided reconstructs, and does not decode")
         return self._leave(kernels.decode(latents, self.W_dec) + self.b_dec, None)
 
     def reconstruct(self, x: Float[Tensor, "batch d_in"]) -> tuple[Latents, Float[Tensor, "batch d_out"]]:
@@ -390,11 +390,10 @@ class SAE(Dictionary):
         if self.cfg.auxk_coef > 0 and limit > 0:
             k = limit if self.partners.size > 1 else min(limit, len(dead))
             select = TopK(k, None if out.sizes is None else out.sizes[dead], self.partners)
-            rows = self._sampled(len(out.x), step.auxk_every)
             W_enc, W_dec = self.W_enc.index_select(0, dead), self.W_dec.index_select(0, dead)
-            latents = kernels.encode(out.x[rows].contiguous(), W_enc, b_enc, self.b_pre, select)
+            recon = kernels.topk_recon(out.x, W_enc, b_enc, self.b_pre, W_dec, select)
             unit = 1.0 if self.is_normalised else self.variance
-            terms["auxk"] = self.cfg.auxk_coef * unit * auxk(residual[rows], self._written(latents, W_dec), self.team)
+            terms["auxk"] = self.cfg.auxk_coef * unit * auxk(residual, self.partners.summed(recon), self.team)
         if self.cfg.ghost_coef > 0:
             centred = out.x if self.b_pre is None else out.x - self.b_pre
             pre_acts = torch.addmm(b_enc, centred, self.W_enc[dead].T)
@@ -403,11 +402,6 @@ class SAE(Dictionary):
             recon = ghosts @ self.W_dec[dead]
             terms["ghost"] = self.cfg.ghost_coef * ghost(residual, recon, out.terms["mse"], self.team)
         return terms
-
-    def _sampled(self, n_rows: int, every: int) -> slice:
-        """Every so-many-th row of a whole batch, of which this process has `n_rows`; at least one of them."""
-        every = min(every, n_rows)
-        return slice(-self.team.rank * n_rows % every, None, every)
 
     def _dead(self, step: Step) -> tuple[Int[Tensor, " dead"], Float[Tensor, " dead"]]:
         """Dead latents and their encoder biases; others pad them, and never fire."""

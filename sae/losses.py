@@ -29,14 +29,12 @@ def auxk(residual: Float[Tensor, "batch d"], recon: Float[Tensor, "batch d"], te
     """How badly dead latents reconstruct what the live ones missed (Gao et al. 2024, §A.2).
 
     `||e - e_hat||^2 / Var(e)`, means over rows; the residual e is a constant here, and its variance that of the
-    whole team's rows, of which processes may have different numbers. 0 if e has no variance beyond the rounding of its
-    mean.
+    whole team's rows. 0 if e has no variance beyond the rounding of its mean.
     """
-    e, kind = residual.detach(), torch.finfo(residual.dtype)
-    n = team.mean(e.new_full((), len(e)))
-    centred = e - team.mean(e.sum(dim=0)) / n
-    error = mse_loss(recon, e, reduction="sum") / n
-    variance, square = team.mean(torch.stack([part.square().sum(dim=1).sum() for part in (centred, e)])) / n
+    e = residual.detach()
+    centred = e - team.mean(e.mean(dim=0))
+    kind, error = torch.finfo(e.dtype), squared_error(recon, e)
+    variance, square = team.mean(torch.stack([part.square().sum(dim=1).mean() for part in (centred, e)]))
     rounding = kind.eps * square
     return torch.where(variance > rounding, error / variance.clamp_min(kind.tiny), torch.zeros_like(error))
 

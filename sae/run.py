@@ -34,7 +34,7 @@ V = TypeVar("V", bound="View")
 VERSIONS = {
     "tokens": 1,
     "activations": 1,
-    "dictionary": 7,
+    "dictionary": 8,
     "evaluation": 2,
     "codes": 1,
     "index": 1,
@@ -43,6 +43,8 @@ VERSIONS = {
 }
 """The boxes of a run, in order, and the version of the code behind each: raised by hand when it gives other
 results from the same inputs, so that boxes made before are made again."""
+HOW = ("tracker", "checkpoint_seconds", "divide")
+"""Fields of `train` that do not say what is learnt: a run goes on, or is done, with others too."""
 FIGURES = (
     *("n_rows", "fvu", "pca_fvu", "explained_variance", "explained_variance_legacy", "normalised_mse"),
     *("l0", "dead_fraction", "dense_fraction_1pct", "dense_fraction_10pct", "cosine", "l2_ratio", "relative_bias"),
@@ -319,7 +321,7 @@ def dictionaries(runs: Sequence[Run]) -> list[Box]:
             "activations": run.activations.digest,
             "type": run.cfg.sae_type,
             "sae": to_json(run.cfg.sae),
-            "train": {k: v for k, v in to_json(run.cfg.train).items() if k not in ("tracker", "checkpoint_seconds")}
+            "train": {k: v for k, v in to_json(run.cfg.train).items() if k not in HOW}
             | {"precision": resolve_precision(run.cfg.train.precision, first.subject.device)},
             "seed": run.cfg.seed,
         }

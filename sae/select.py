@@ -144,7 +144,7 @@ class BatchTopK(Selection):
         if team.size * partners.size > 1:
             keys = torch.arange(len(strengths), device=strengths.device) if keys is None else keys
             keys = (first + keys // n_latents) * width + partners.rank * n_latents + keys % n_latents
-            strengths, keys = (partners.joined(team.joined(part)) for part in (strengths, keys))
+            strengths, keys = (partners.joined(team.joined(part)) for part in (strengths.float(), keys))
         chosen = (_largest if strengths.device.type == "cpu" else _largest_on_gpu)(strengths, keys, wanted)
         if team.size * partners.size > 1:
             row, latent = chosen // width - first, chosen % width - partners.rank * n_latents
@@ -276,7 +276,8 @@ class _L0(torch.autograd.Function):
         if pre_acts.ndim == 1:
             return latents.row_sums(above(pre_acts, threshold.clamp_min(0)))
         parts = pieces(pre_acts)
-        return torch.cat([above(pre_acts[part], threshold.clamp_min(0)).sum(dim=1) for part in parts])
+        sums = [above(pre_acts[part], threshold.clamp_min(0)).sum(dim=1, dtype=threshold.dtype) for part in parts]
+        return torch.cat(sums)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

@@ -19,8 +19,8 @@ from typing import Any
 
 from sae.errors import ConfigError
 
-STREAM = ("tokens", "batch", "window_rows", "init_rows", "checkpoint_seconds", "tracker")
-"""Fields of `train` that say what all dictionaries of a sweep share: the stream, and how it is watched."""
+STREAM = ("tokens", "batch", "window_rows", "init_rows", "checkpoint_seconds", "tracker", "divide")
+"""Fields of `train` that say what all dictionaries of a sweep share: the stream, how it is watched, and by whom."""
 FILES = ("table.csv", "table.json", "pareto.svg", "pareto.png")
 """The sweep's own, beside the folders of its dictionaries; each has the ending .tmp while it is written."""
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,=+-]{0,99}")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-PIECE = 1 << 24  # numbers of a matrix that are gathered at a time
+PIECE = 1 << 24  # numbers that are gathered from all at a time
 PATIENCE = timedelta(days=7)  # others wait while the first builds what is not shared
 T = TypeVar("T")
 
@@ -109,7 +109,7 @@ class Processes(Team):
         return cast(Tensor, _Shared.apply(whole, self))
 
     def whole(self, own: Tensor) -> Tensor:
-        size, rows = len(own), max(1, PIECE // max(1, own[:1].numel()))
+        size, rows = len(own), max(1, PIECE // max(1, self.size * own[:1].numel()))
         result = own.new_empty((size * self.size if self.is_main else 0, *own.shape[1:]), device="cpu")
         for start in range(0, size, rows):
             every = _gathered(own[start : start + rows].detach().contiguous()).chunk(self.size)

@@ -37,7 +37,9 @@ def save(path: Path, model: Dictionary, optimizer: Optimizer, average: nn.Module
     tensors["silent_tokens"] = progress.silent_tokens
     meta = {"step": progress.step, "curve": progress.curve, "optimizer": numbers}
     meta = {name: json.dumps(value) for name, value in meta.items()}
-    tensors |= {name: model.partners.whole(tensors[name]) for name in _divided(model, optimizer)}
+    for name in _divided(model, optimizer):
+        if name in tensors:
+            tensors[name] = model.partners.whole(tensors[name])
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
     if model.partners.is_main:
         publish(path, lambda temporary: save_file(tensors, temporary, metadata=meta))

@@ -31,9 +31,9 @@ class TrainConfig:
     """Parts that a batch is computed in, one after another, to save memory. What looks at a whole batch (BatchTopK,
     the variance that AuxK is divided by) looks at a part."""
     divide: Literal["batch", "latents"] = "batch"
-    """What processes share where there are fewer dictionaries than processes: the rows of each batch, or the latents,
-    for dictionaries that no device holds alone. The latter: not with every architecture, with `adam`, and without
-    `ema` and `resample_tokens`."""
+    """What several processes share: `batch`, the dictionaries if there are enough, otherwise the rows of each batch;
+    `latents`, those of every dictionary, where no device holds one alone. The latter: not with every architecture,
+    with `adam`, and without `ema` and `resample_tokens`."""
     precision: Precision = "auto"
     """Precision of the dense products: `auto` is bfloat16 where it is native, else float32, and float32 for JumpReLU,
     whose thresholds learn from a window that bfloat16 does not resolve. Weights, sums, losses and the values of few
@@ -65,9 +65,6 @@ class TrainConfig:
     dead_tokens: Positive | None = None
     """A latent is dead when it has not fired for so many rows; none means a tenth of `tokens`, at most
     the paper's 10 million."""
-    auxk_every: Positive = 1
-    """AuxK, where a dictionary has it, is taken from every so-many-th row of a batch: an estimate at as small a share of
-    the cost, from which dead latents learn more slowly (docs/decisions/auxk-rows.md)."""
     init_rows: Positive = 32768
     """Rows from which first directions, initial biases, a whitening and the variance of the target are taken, and among
     which dead latents are resampled."""

@@ -184,7 +184,7 @@ class Learner:
 
     def _update(self, rows: Tensor, room: int | None) -> dict[str, Tensor]:
         """All of a step that is done with tensors; returns the terms of the loss."""
-        now = Step(self.progress.step, self.n_steps, self.dead, room, self.cfg.auxk_every)
+        now = Step(self.progress.step, self.n_steps, self.dead, room)
         terms: dict[str, Tensor] = {}
         fired = torch.zeros_like(self.progress.silent_tokens)
         *others, last = rows.chunk(self.cfg.accumulate)
@@ -289,7 +289,7 @@ class Learner:
 def check_divisible(dictionary: Dictionary, member: Member, partners: Team) -> None:
     """Raises: ConfigError: the latents cannot be divided, or something else that was chosen needs all of them."""
     name, n_latents, cfg = architectures.name_of(member.sae), member.sae.n_latents, member.train
-    if not dictionary.can_divide:
+    if not vars(type(dictionary)).get("can_divide"):
         raise ConfigError(f"train.divide = latents: must be batch with sae.type = {name}")
     if n_latents % partners.size:
         raise ConfigError(

@@ -30,8 +30,8 @@ def fit(members: Sequence[Member], store: ActivationStore, seed: int, logs: Path
     """Train every member into its folder, each step of all on the same rows; returns each one's facts.
 
     Several processes (`accelerate launch`) share the members among them if there are enough, each training its own on
-    its device; otherwise each batch is divided among them, or the latents of each member (`train.divide`). The members
-    are those of one process, up to rounding.
+    its device; otherwise each batch is divided among them. With `train.divide = latents` those of each member are.
+    The members are those of one process, up to rounding.
 
     Args:
         logs: folder for the tracker's files, outside of the boxes: they hold times.

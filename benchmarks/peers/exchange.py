@@ -123,7 +123,7 @@ def measure(job: Job, train: Callable[[Job], Found], versions: Callable[[], Mapp
     _marks.clear()
     started = time.perf_counter()
     found = train(job)
-    seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds, peak = time.perf_counter() - started, peak_kilobytes()
     if DEVICE == "cuda":
         peak = torch.cuda.max_memory_allocated() // 1024
     between = [round(after - before, 6) for before, after in itertools.pairwise(_marks)]
@@ -131,6 +131,14 @@ def measure(job: Job, train: Callable[[Job], Found], versions: Callable[[], Mapp
         squared_error = _hand_over(job, found)
     facts = {"seconds": round(seconds, 1), "step_seconds": between, "peak_kilobytes": peak}
     return facts | {"squared_error": squared_error, "versions": dict(versions())}
+
+
+def peak_kilobytes() -> int:
+    """The largest resident set of this process. What `getrusage` says is at least that of the one that started it."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(status.read_text().split("VmHWM:")[1].split()[0])
 
 
 def _hand_over(job: Job, found: Found) -> float:

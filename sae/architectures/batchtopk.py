@@ -13,4 +13,5 @@ class BatchTopKSAE(ThresholdSAE):
     """`x_hat = BatchTopK((x - b_dec) W_enc^T + b_enc) W_dec + b_dec`."""
 
     folds = ("folded",)
+    can_divide = True
     cfg: BatchTopKConfig

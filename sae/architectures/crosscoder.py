@@ -55,6 +55,7 @@ class Crosscoder(SAE):
     """
 
     is_normalised = False
+    can_divide = True
     cfg: CrosscoderConfig
 
     def first_matrices(self, x: Tensor, target: Tensor, generator: torch.Generator) -> None:
@@ -66,13 +67,14 @@ class Crosscoder(SAE):
 
     def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:
         coef = self.cfg.sparsity_coef * step.warm(self.cfg.sparsity_warmup)
-        return {"l1": coef * weighted_l1(out.latents, sizes(self, self.cfg.norm))}
+        return {"l1": coef * self.partners.summed(weighted_l1(out.latents, sizes(self, self.cfg.norm)))}
 
 
 @architectures.register("crosscoder_batchtopk")
 class BatchTopKCrosscoder(ThresholdSAE):
     """The batch keeps the largest `f_i sum_l ||W_dec,l,i||`; the threshold for use is in that unit too."""
 
+    can_divide = True
     cfg: CrosscoderBatchTopKConfig
 
     def first_matrices(self, x: Tensor, target: Tensor, generator: torch.Generator) -> None:

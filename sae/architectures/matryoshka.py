@@ -22,6 +22,7 @@ class MatryoshkaSAE(ThresholdSAE):
     `loss = sum over prefixes m: ||x - f_{1:m} W_dec,{1:m} - b_dec||^2 + AuxK` (eq. 3)."""
 
     folds = ("folded",)
+    can_divide = True
     cfg: MatryoshkaConfig
 
     def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:  # noqa: ARG002

@@ -18,7 +18,7 @@ from torch import Tensor
 from sae.kernels import autograd
 from sae.kernels.torch import Kernels
 from sae.latents import Entries, Latents
-from sae.select import Selection
+from sae.select import Selection, TopK
 
 
 def encode(
@@ -40,6 +40,22 @@ def encode(
 def decode(latents: Latents, W_dec: Float[Tensor, "n_latents d_out"]) -> Float[Tensor, "batch d_out"]:
     """`f W_dec` as a weighted sum of the active rows."""
     return autograd.decode(latents, W_dec, _kernels(W_dec.device.type))
+
+
+def topk_recon(
+    x: Float[Tensor, "batch d_in"],
+    W_enc: Float[Tensor, "n_latents d_in"],
+    b_enc: Float[Tensor, " n_latents"],
+    b_pre: Float[Tensor, " d_in"] | None,
+    W_dec: Float[Tensor, "n_latents d_out"],
+    select: TopK,
+) -> Float[Tensor, "batch d_out"]:
+    """What the latents that `select` keeps write.
+
+    Under autocast, where it keeps many of all, roughly: by products in bfloat16, and of equal pre-activations at the
+    edge all are kept.
+    """
+    return autograd.topk_recon(x, W_enc, b_enc, b_pre, W_dec, select, _kernels(x.device.type))
 
 
 def row_gradients(

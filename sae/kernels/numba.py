@@ -39,6 +39,13 @@ class Numba(Kernels):
         _spread(_largest, len(raw), raw, out.numpy(), k, depth)
         return out
 
+    def keep_largest(self, strengths: Tensor, k: int) -> None:
+        if strengths.dtype not in AS_INTEGERS or not strengths.is_contiguous() or k > strengths.shape[1]:
+            super().keep_largest(strengths, k)
+        else:
+            _spread(_keep_largest, len(strengths), strengths.view(AS_INTEGERS[strengths.dtype]).numpy(), k)
+            increment_version(strengths)
+
     def rounded(self, matrix: Tensor, sizes: Tensor | None) -> Tensor:
         if sizes is None or not _are_plain(matrix, sizes):
             return super().rounded(matrix, sizes)
@@ -193,6 +200,17 @@ def _kth_largest(values: np.ndarray, n: int, k: int) -> int:
         else:
             high = level - 1
     return values.dtype.type(low)
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+@no_type_check
+def _keep_largest(first: int, last: int, strengths: np.ndarray, k: int) -> None:
+    n = strengths.shape[1]
+    for b in range(first, last):
+        row = strengths[b]
+        edge = max(_kth_largest(row, n, k), 1)
+        for j in range(n):
+            row[j] = row[j] if row[j] >= edge else 0
 
 
 SUMS = {"nsz", "reassoc", "contract"}  # a row's sum may be one of many lanes

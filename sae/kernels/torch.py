@@ -25,6 +25,13 @@ class Kernels:
         """The k largest of each row, in no order; of entries that are not positive any may be taken."""
         return strengths.topk(k, dim=1, sorted=False).indices
 
+    def keep_largest(self, strengths: Float[Tensor, "rows n"], k: int) -> None:
+        """Set to 0, in place, what is not positive or less than the k-th largest of its row."""
+        if k < strengths.shape[1]:
+            edge = strengths.topk(k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+            strengths.mul_(torch.ge(strengths, edge, out=torch.empty_like(strengths)))
+        strengths.relu_()
+
     def rounded(self, matrix: Float[Tensor, "n d"], sizes: Float[Tensor, " n"] | None) -> BFloat16[Tensor, "n d"]:
         """The matrix, its rows times their sizes if there are any, in bfloat16."""
         return (matrix if sizes is None else matrix * sizes[:, None]).bfloat16()

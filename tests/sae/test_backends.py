@@ -50,6 +50,14 @@ def check_largest(kernels: Kernels, values: Tensor, k: int) -> None:
     assert torch.equal(own.float().relu().sort(1).values, torchs.float().relu().sort(1).values)
 
 
+def check_keep_largest(kernels: Kernels, values: Tensor, k: int) -> None:
+    edge = values.float().topk(k, dim=1).values[:, -1:].clamp_min(0)
+    expected = torch.where(values.float() >= edge, values, 0).relu()
+    found = values.clone()
+    kernels.keep_largest(found, k)
+    assert torch.equal(found, expected)
+
+
 def problem(
     device: str, seed: int, counts: list[int], n_latents: int, d: int, kind: torch.dtype
 ) -> tuple[Entries, Tensor, Tensor, Tensor]:
@@ -168,3 +176,20 @@ def test_rows_are_normalised_and_parallel_parts_removed(own, d, kind):
     kernels.remove_parallel(gradient, matrix)
     torch.testing.assert_close(gradient, expected[1], rtol=1e-5, atol=1e-6)
     assert float((gradient * matrix).sum(1).abs().max()) < 1e-5
+
+
+@given(st.integers(0, 10**6), st.integers(0, 4), st.integers(1, 300), st.data())
+@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("name", ["torch", "numba"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_largest_are_kept_where_they_lie(name, dtype, seed, rows, n, data):
+    """With all that are equal to the least of them, of which bfloat16 has many; none that is not positive."""
+    values = strengths(seed, rows, n, dtype, data.draw(st.sampled_from([-2.0, 0.0])))
+    check_keep_largest(backend(name)[0], values, data.draw(st.integers(1, n)))
+
+
+@pytest.mark.parametrize("name", ["torch", "numba"])
+def test_more_than_there_are_are_all_kept(name):
+    values = torch.tensor([[2.0, -1.0, 3.0]])
+    backend(name)[0].keep_largest(values, 5)
+    assert values.tolist() == [[2.0, 0.0, 3.0]]

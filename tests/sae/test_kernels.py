@@ -184,6 +184,31 @@ def test_a_rounded_product_decides_and_values_are_exact(choose, dense_share):
             torch.testing.assert_close(found.pre_acts, kept, rtol=2e-2, atol=0.2)
 
 
+@pytest.mark.parametrize("has_sizes", [False, True])
+@pytest.mark.parametrize("has_pre_bias", [False, True])
+def test_many_kept_latents_reconstruct_by_whole_matrices(monkeypatch, has_sizes, has_pre_bias):
+    """Under autocast. Pre-activations are whole numbers here, which bfloat16 does not round; ties are kept."""
+    monkeypatch.setattr(autograd, "CHUNK_ROWS", 16)
+    generator = torch.Generator().manual_seed(3)
+    shapes = {"x": (40, 8), "W_enc": (60, 8), "b_enc": (60,), "b_pre": (8,), "W_dec": (60, 6)}
+    p = {name: torch.randint(-2, 3, shape, generator=generator).float() for name, shape in shapes.items()}
+    p = {name: value.requires_grad_() for name, value in p.items() if name != "b_pre" or has_pre_bias}
+    sizes = 2.0 ** torch.randint(-2, 3, (60,), generator=generator) if has_sizes else torch.ones(60)
+    weights = torch.randint(-2, 3, (40, 6), generator=generator).float()
+    learnt = {name: value for name, value in p.items() if name != "x"}
+    with torch.autocast("cpu", torch.bfloat16):
+        own = p["W_enc"], p["b_enc"], p.get("b_pre"), p["W_dec"]
+        recon = kernels.topk_recon(p["x"], *own, TopK(9, sizes if has_sizes else None))
+    pre_acts = (p["x"] - p.get("b_pre", 0)) @ p["W_enc"].T + p["b_enc"]
+    edge = (pre_acts * sizes).topk(9, dim=1).values[:, -1:]
+    latents = pre_acts.relu() * (pre_acts * sizes >= edge)
+    assert (latents > 0).sum() > 9 * 40, "there are ties"
+    expected = latents @ p["W_dec"]
+    torch.testing.assert_close(recon, expected, rtol=2**-8, atol=1e-6)
+    found, expected = (gradients((each * weights).sum(), learnt) for each in (recon, expected))
+    same(found, expected, rtol=2**-7, atol=2.0 if has_sizes else 0.5)
+
+
 @dataclass(frozen=True)
 class Tall(TopK):
     """TopK that refuses to see more than four rows at a time."""

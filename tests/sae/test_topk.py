@@ -110,20 +110,6 @@ def test_auxk_where_no_dead_latent_is_positive():
     assert all(p.grad is None or p.grad.abs().sum() == 0 for p in one.parameters())
 
 
-@pytest.mark.parametrize(("every", "rows"), [(3, [0, 3, 6]), (6, [0, 6]), (100, [0])])
-def test_auxk_of_every_so_many_th_row_is_that_of_these_rows(every, rows):
-    x = torch.randn(7, 2, generator=torch.Generator().manual_seed(1))
-    some, alone = dictionary(), dictionary()
-    out = some(x, x, replace(step(1, 3), auxk_every=every))
-    expected = alone(x[rows], x[rows], step(1, 3)).terms["auxk"]
-    close(out.terms["auxk"], expected)
-    close(out.terms["mse"], dictionary()(x, x, step()).terms["mse"])
-    for term in (out.terms["auxk"], expected):
-        term.backward()
-    close(some.W_enc.grad, alone.W_enc.grad)
-    assert len(rows) == 1 or alone.W_enc.grad.abs().sum() > 0
-
-
 @pytest.mark.parametrize("choices", [{"auxk": 0}, {"auxk_coef": 0}])
 def test_auxk_can_be_turned_off(choices):
     assert list(dictionary(**choices)(X, X, step(1, 3)).terms) == ["mse"]

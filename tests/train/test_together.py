@@ -81,6 +81,14 @@ def test_each_process_has_its_part_of_the_latents(both, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CASES if "many dead" in name])
+def test_dead_latents_learn_in_these_cases(both, name):
+    last = read_json(both[1] / name / "curve.json")[-1]
+    assert last["n_dead"] > together.learner.LEAST_ROOM
+    assert last["loss/auxk"] > 0
+
+
+@pytest.mark.slow
 def test_dictionaries_beside_each_other_are_those_of_one_process(both):
     """Three of two processes: each learns its own, on whole batches, and both know what became of all."""
     one, two = both
@@ -125,6 +133,8 @@ def test_a_command_of_two_processes_builds_what_one_builds(tmp_path):
     assert said[1]["fvu"] == pytest.approx(said[0]["fvu"], rel=0.02)
     again = json.loads(launch("sae", "train", config, f"out={tmp_path / 'two'}"))
     assert again == said[1], "all is there"
+    other = json.loads(launch("sae", "train", config, f"out={tmp_path / 'two'}", "train.divide=latents"))
+    assert other == said[1], "who makes it does not say what is made"
 
 
 class Second(Team):

@@ -11,6 +11,7 @@ from typing import Any
 from sae.architectures.configs import (
     BatchTopKConfig,
     CrosscoderBatchTopKConfig,
+    CrosscoderConfig,
     GatedConfig,
     JumpReLUConfig,
     JumpReLUTanhConfig,
@@ -25,7 +26,7 @@ from sae.stage import open_box
 from sae.store import ActivationStore, Places
 from sae.team import current
 from tests.train.planted import X_AND_Y, X_TO_Y, K, X, choices, member
-from train import trainer
+from train import learner, trainer
 from train.learner import Learner
 from train.trainer import fit
 
@@ -34,10 +35,12 @@ BESIDE = (1, 2, 3)
 FEW = {"n_latents": 64}
 LATENTS = {"divide": "latents"}
 SOON = {"dead_tokens": BATCH * 4, "clip": 0.5}
+MANY = TopKConfig(n_latents=512, k=1, init_decoder="random", auxk_coef=1.0)
+"""Most of these die."""
 CASES: dict[str, tuple[Any, Places, dict[str, Any]]] = {
     "topk": (TopKConfig(**FEW, k=K), X, SOON),
     "topk accumulated": (TopKConfig(**FEW, k=K), X, {**SOON, "accumulate": 2}),
-    "topk, AuxK from every third row": (TopKConfig(**FEW, k=K), X, {**SOON, "auxk_every": 3}),
+    "topk, many dead": (MANY, X, SOON),
     "topk averaged": (TopKConfig(**FEW, k=K), X, {"ema": 0.9, "resample_tokens": BATCH * 4, **SOON}),
     "batchtopk": (BatchTopKConfig(**FEW, k=K), X_TO_Y, SOON),
     "batchtopk, few for a row": (BatchTopKConfig(**FEW, k=1), X, SOON),
@@ -48,12 +51,16 @@ CASES: dict[str, tuple[Any, Places, dict[str, Any]]] = {
     "gated": (GatedConfig(**FEW), X, SOON),
     "p_anneal": (PAnnealConfig(**FEW, anneal_start=0.0, p_end=0.8, sparsity_coef=0.1), X, SOON),
     "switch": (SwitchConfig(**FEW, k=K, n_experts=2), X, SOON),
-    "latents: topk": (TopKConfig(**FEW, k=K, multi_coef=0.1), X, {**SOON, **LATENTS, "auxk_every": 1}),
+    "latents: topk": (TopKConfig(**FEW, k=K, multi_coef=0.1), X, {**SOON, **LATENTS}),
+    "latents: topk, many dead": (MANY, X, {**SOON, **LATENTS}),
+    "latents: matryoshka, many dead": (MatryoshkaConfig(n_latents=512, k=1, auxk_coef=1.0), X, {**SOON, **LATENTS}),
     "latents: topk, unit rows": (TopKConfig(**FEW, k=K, decoder="unit"), X, {**SOON, **LATENTS, "accumulate": 2}),
     "latents: topk, whitened": (TopKConfig(**FEW, k=40, normalise="whiten"), X_TO_Y, {**SOON, **LATENTS}),
     "latents: batchtopk": (BatchTopKConfig(**FEW, k=K), X, {**SOON, **LATENTS}),
     "latents: batchtopk, few for a row": (BatchTopKConfig(**FEW, k=1), X_TO_Y, {**SOON, **LATENTS}),
     "latents: matryoshka": (MatryoshkaConfig(**FEW, k=K), X, {**SOON, **LATENTS}),
+    "latents: crosscoder": (CrosscoderConfig(**FEW), X_AND_Y, {**SOON, **LATENTS}),
+    "latents: crosscoder_batchtopk": (CrosscoderBatchTopKConfig(**FEW, k=K), X_AND_Y, {**SOON, **LATENTS}),
     "latents: relu": (ReLUConfig(n_latents=256, sparsity_coef=3.0), X, {**SOON, **LATENTS}),
     "latents: jumprelu": (JumpReLUConfig(**FEW), X, {**SOON, **LATENTS}),
     "latents: jumprelu, quadratic": (
@@ -91,6 +98,7 @@ class Noted(Learner):
 
 if __name__ == "__main__":
     trainer.Learner = Noted  # type: ignore[misc]
+    learner.LEAST_ROOM = 2  # or few latents would be padded to all
     store, out, steps, *names = sys.argv[1:]
     learn(ActivationStore(open_box(Path(store))), Path(out), int(steps), names)
     current().leave()
