@@ -1,7 +1,8 @@
 """Files that are never half-written: temporary name, fsync, rename, fsync of the folder.
 
 A reader that finds a file under its final name may trust that all of it was written; a process
-killed at any moment leaves at most a `.tmp` file behind, which the next run overwrites.
+killed at any moment leaves at most a `.tmp` file behind, which the next run overwrites. (safetensors writes into
+one of its own, `.tmpXXXXXX` beside it, which a finished box removes.)
 """
 
 import hashlib

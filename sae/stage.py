@@ -160,7 +160,7 @@ def _finish(path: Path, key: str, inputs: Mapping[str, Any], facts: Mapping[str,
     files = {}
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()
-        if file.suffix == ".tmp":
+        if file.suffix == ".tmp" or file.name.startswith(".tmp"):
             file.unlink()
         elif file.suffix != SCRATCH and file.is_file() and name not in {".lock", "inputs.json"}:
             files[name] = {"sha256": sha256_file(file), "bytes": file.stat().st_size}

@@ -91,6 +91,8 @@ def test_a_manifest_lists_every_file_with_checksum_and_size(tmp_path):
     def build(path):
         write_text(path / "part" / "a.txt", "abc")
         (path / "half.tmp").write_text("left by a killed writer")
+        (path / "deep").mkdir()
+        (path / "deep" / ".tmpoeh3XT").write_text("left by a killed safetensors")
         return {}
 
     stage(tmp_path / "b", {}, build)
@@ -98,6 +100,7 @@ def test_a_manifest_lists_every_file_with_checksum_and_size(tmp_path):
     abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert manifest["files"] == {"part/a.txt": {"sha256": abc, "bytes": 3}}
     assert not (tmp_path / "b" / "half.tmp").exists()
+    assert list((tmp_path / "b" / "deep").iterdir()) == []
 
 
 def test_other_content_gives_another_digest(tmp_path):
