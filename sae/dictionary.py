@@ -107,6 +107,11 @@ class Dictionary(nn.Module, ABC):
     steps_are_alike: ClassVar[bool] = False
     """Whether no value decides how large a tensor of its pass is, and none depends on the step's number: a GPU can
     then record a step. A class that adds such terms to a parent's must say False."""
+    can_divide: ClassVar[bool] = False
+    """Whether its latents can be divided among processes: what is summed over latents, and what is chosen among them,
+    it asks the partners. Each class says it for itself: it is not inherited."""
+    per_latent: ClassVar[tuple[str, ...]] = ()
+    """Parameters with a row for each latent."""
     cfg: Any
     shape: Shape
     team: Team = ALONE
@@ -139,12 +144,6 @@ class Dictionary(nn.Module, ABC):
         """The latents of each row and the output that they stand for."""
         latents = self.encode(x)
         return latents, self.decode(latents)
-
-    can_divide: ClassVar[bool] = False
-    """Whether its latents can be divided among processes: what is summed over latents, and what is chosen among them,
-    it asks the partners. Each class says it for itself: it is not inherited."""
-    per_latent: ClassVar[tuple[str, ...]] = ()
-    """Parameters with a row for each latent."""
 
     @torch.no_grad()
     def divide(self, partners: Team) -> None:

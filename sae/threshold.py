@@ -28,15 +28,17 @@ class BatchThreshold(nn.Module):
         self.weight: Tensor
 
     @torch.no_grad()
-    def update(self, values: Float[Tensor, " nnz"], team: Team = ALONE) -> None:
+    def update(self, values: Float[Tensor, " nnz"], team: Team = ALONE, partners: Team = ALONE) -> None:
         """Take in the latents of a training batch, weighted as they competed; one without a positive latent says
         nothing.
 
         Args:
-            team: has the batch's other latents.
+            team: whose rows are one batch.
+            partners: among whom the latents are divided.
         """
         positive = torch.where(values > 0, values, torch.inf)
-        smallest = team.smallest(positive.min() if len(values) else positive.new_tensor(torch.inf))
+        own = positive.min() if len(values) else positive.new_tensor(torch.inf)
+        smallest = partners.smallest(team.smallest(own))
         is_there = smallest.isfinite()
         self.total.copy_(torch.where(is_there, self.keep * self.total + smallest, self.total))
         self.weight.copy_(torch.where(is_there, self.keep * self.weight + 1, self.weight))
@@ -81,4 +83,4 @@ class ThresholdSAE(SAE):
 
     def after_step(self, out: Forward) -> None:
         super().after_step(out)
-        self.threshold.update(out.strengths, self.partners if self.partners.size > 1 else self.team)
+        self.threshold.update(out.strengths, self.team, self.partners)

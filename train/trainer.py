@@ -47,23 +47,22 @@ def fit(members: Sequence[Member], store: ActivationStore, seed: int, logs: Path
                 f"train.{field} = {values}: must be the same for all dictionaries that learn from one stream"
             )
     accelerator, team = _accelerator(cfg, logs), current()
-    by_latents = cfg.divide == "latents" and team.size > 1
-    is_divided = len(members) < team.size and not by_latents
-    if is_divided and cfg.batch % (team.size * cfg.accumulate):
+    partners = team if cfg.divide == "latents" else ALONE
+    rows_of = team if partners.size == 1 and len(members) < team.size else ALONE
+    if rows_of.size > 1 and cfg.batch % (team.size * cfg.accumulate):
         raise ConfigError(
             f"train.batch = {cfg.batch}: must be a multiple of {team.size * cfg.accumulate}, to be divided among "
             f"{team.size} processes in {cfg.accumulate} part{'s' * (cfg.accumulate > 1)}"
         )
-    is_shared = is_divided or by_latents
+    is_shared = rows_of.size * partners.size > 1
     own = members if is_shared else members[team.rank :: team.size]
     sites = tuple(dict.fromkeys(site for member in members for site in member.places.sites))
     split = store.split(sites, "train")
-    parts = _parts(cfg, team) if is_divided else [slice(None)]
+    parts = _parts(cfg, rows_of) if rows_of.size > 1 else [slice(None)]
     loader = Loader(split, cfg.batch, cfg.window_rows, seed, accelerator.device, parts)
     sample = Loader(split, min(cfg.init_rows, split.n_rows), cfg.window_rows, seed).batch(0)
     n_steps = max(1, cfg.tokens // cfg.batch)
-    groups = (team if is_divided else ALONE, team if by_latents else ALONE)
-    learners = [Learner(member, store, n_steps, accelerator, *groups) for member in own]
+    learners = [Learner(member, store, n_steps, accelerator, rows_of, partners) for member in own]
     for learner, member in zip(learners, own, strict=True):
         learner.start(Pairs(split, sites, member.places), sample, seed)
     del sample
