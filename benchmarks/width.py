@@ -66,7 +66,8 @@ def floor(scale: Scale, width: int) -> dict[str, float]:
     d, is_rounded = scale.world.d_in, resolve_precision("auto", torch.device("cpu")) == "bfloat16"
     generator = torch.Generator().manual_seed(0)
     x, W = torch.randn(scale.batch, d, generator=generator), torch.randn(width, d, generator=generator) / d**0.5
-    product = (_Rounded if is_rounded else _Exact)(W, torch.zeros(width), None, Kernels())
+    b = torch.zeros(width)
+    product = _Rounded(W, b, None, Kernels()) if is_rounded else _Exact(W, b, None, may_round=False)
     matrix = torch.empty_like(W)
     seconds = _median(lambda: [product(rows) for rows in x.split(CHUNK_ROWS)])
     copy = _median(lambda: matrix.copy_(W))

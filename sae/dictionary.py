@@ -241,6 +241,11 @@ class SAE(Dictionary):
     def selection(self) -> Selection:
         """How latents are chosen now, in training or for use (`self.training`)."""
 
+    def errors(self, latents: Latents, skipped: Tensor | None, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The reconstruction, and terms of the loss that are errors; `mse` is its own."""
+        recon = self._decode(latents, skipped)
+        return recon, {"mse": self._error(recon, target)}
+
     def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:  # noqa: ARG002 - for variants
         """Terms that the variant adds to the loss, weighted, by name."""
         return {}
@@ -345,8 +350,7 @@ class SAE(Dictionary):
         target = scaled if self.target_scaling is None else self.target_scaling.enter(target)
         select = self.selection()
         latents, skipped = self._encode(scaled, select), self._skipped(x, scaled)
-        recon = self._decode(latents, skipped)
-        terms = {"mse": self._error(recon, target)}
+        recon, terms = self.errors(latents, skipped, target)
         out = Forward(scaled, target, latents, recon, terms, skipped, select.sizes)
         terms.update(self._revival(out, step))
         terms.update(self.penalties(out, step))
@@ -368,8 +372,11 @@ class SAE(Dictionary):
         return x if self.cfg.normalise in ("layer_norm", "row_norm") else scaled
 
     def _decode(self, latents: Latents, skipped: Tensor | None) -> Tensor:
-        recon = self._written(latents, self.W_dec) + self.b_dec
-        return recon if self.W_skip is None or skipped is None else recon + skipped @ self.W_skip.T
+        return self._written(latents, self.W_dec) + self._silent(skipped)
+
+    def _silent(self, skipped: Tensor | None) -> Tensor:
+        """The reconstruction without any latent."""
+        return self.b_dec if self.W_skip is None or skipped is None else self.b_dec + skipped @ self.W_skip.T
 
     def _written(self, latents: Latents, W_dec: Tensor) -> Tensor:
         """What all latents write, those of the partners too."""

@@ -40,6 +40,12 @@ class Entries:
         """Latents in ascending order, and the entry of each; those of one latent by row."""
         return self.indices.int().sort(stable=True)  # type: ignore[return-value] # half as many bytes to sort
 
+    def cut(self, offsets: Int[Tensor, " more_bounds"]) -> "Entries":
+        """The same entries in other rows; what is known of their order is kept."""
+        result = Entries(self.indices, offsets)
+        result.__dict__["by_latent"] = self.by_latent
+        return result
+
     def bounds(self, n_latents: int) -> Int[Tensor, " n_latents_and_1"]:
         """Where each latent's entries begin and end in `by_latent`."""
         numbers = torch.arange(n_latents + 1, dtype=torch.int32, device=self.indices.device)
@@ -192,7 +198,7 @@ class WideLatents(Latents):
     def firing_counts(self) -> Int[Tensor, " n_latents"]:
         counts = torch.zeros(self.n_latents, dtype=torch.long, device=self.values.device)
         for part in pieces(self.values):
-            counts += above(self.values.detach()[part].float()).sum(dim=0).long()
+            counts += column_sums(above(self.values.detach()[part]), torch.float32).long()
         return counts
 
 
@@ -214,6 +220,8 @@ class _WeightedSum(torch.autograd.Function):
 
 def column_sums(matrix: Float[Tensor, "batch n"], dtype: torch.dtype) -> Float[Tensor, " n"]:
     """Sums over the rows, in the precision of `dtype`."""
+    if matrix.device.type != "cpu":
+        return matrix.sum(dim=0, dtype=dtype)
     total = torch.zeros(matrix.shape[1], dtype=dtype, device=matrix.device)
     for part in pieces(matrix):
         total += matrix[part].to(dtype).sum(dim=0)

@@ -34,7 +34,7 @@ V = TypeVar("V", bound="View")
 VERSIONS = {
     "tokens": 1,
     "activations": 1,
-    "dictionary": 8,
+    "dictionary": 9,
     "evaluation": 2,
     "codes": 1,
     "index": 1,

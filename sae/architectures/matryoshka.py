@@ -4,15 +4,13 @@ Bussmann, Nabeshima, Karvonen & Nanda 2025, "Learning multi-level features with 
 autoencoders", arXiv:2503.17547.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from sae.architectures import architectures
 from sae.architectures.configs import MatryoshkaConfig
-from sae.dictionary import Forward, Step
+from sae.dictionary import Shape
+from sae.latents import Latents
 from sae.threshold import ThresholdSAE
 
 
@@ -25,24 +23,23 @@ class MatryoshkaSAE(ThresholdSAE):
     can_divide = True
     cfg: MatryoshkaConfig
 
-    def penalties(self, out: Forward, step: Step) -> Mapping[str, Tensor]:  # noqa: ARG002
-        """The errors of all prefixes but the last, which is the whole dictionary."""
-        prefixes, latents = self.cfg.prefixes[:-1], out.latents
-        first = self.partners.rank * latents.n_latents
-        if not prefixes:
-            return {}
+    def __init__(self, cfg: MatryoshkaConfig, shape: Shape) -> None:
+        super().__init__(cfg, shape)
+        self.register_buffer("starts", torch.tensor([0, *cfg.prefixes[:-1]]), persistent=False)
+        self.starts: Tensor
+
+    def errors(self, latents: Latents, skipped: Tensor | None, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of all prefixes, the longest first: it is the whole dictionary."""
+        n, n_groups = latents.n_latents, len(self.starts)
         # entries of a row ascend, so the groups lie one behind the other: decoded as so many rows, each once
-        groups = torch.bucketize(
-            first + latents.indices, torch.tensor(prefixes, device=latents.indices.device), right=True
-        )
-        counts = torch.bincount(
-            latents.rows() * len(self.cfg.prefixes) + groups, minlength=latents.batch * len(self.cfg.prefixes)
-        )
-        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        split = replace(latents, offsets=offsets)
-        parts = self._written(split, self.W_dec).view(latents.batch, len(self.cfg.prefixes), -1)
-        rest, terms = out.recon, {}
-        for i in reversed(range(len(prefixes))):
-            rest = rest - parts[:, i + 1]
-            terms[f"mse_{prefixes[i]}"] = self._error(rest, out.target)
-        return terms
+        starts = (self.starts - self.partners.rank * n).clamp(0, n)
+        rows = n * torch.arange(latents.batch + 1, device=starts.device)
+        firsts = torch.cat([(rows[:-1, None] + starts).flatten(), rows[-1:]])
+        split = latents.entries.cut(torch.searchsorted(latents.entries.flat(n), firsts))
+        written = self._written(Latents.of(latents.values, split, latents.pre_acts, n), self.W_dec)
+        recon, errors = self._silent(skipped), {}
+        for prefix, part in zip(self.cfg.prefixes, written.view(latents.batch, n_groups, -1).unbind(1), strict=True):
+            recon = recon + part
+            errors[f"mse_{prefix}"] = self._error(recon, target)
+        _, whole = errors.popitem()
+        return recon, {"mse": whole, **dict(reversed(errors.items()))}

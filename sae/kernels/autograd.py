@@ -5,7 +5,8 @@ only. Where more than a share of all latents is active (a ReLU dictionary in its
 products are faster and take over.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -32,9 +33,11 @@ def encode(
 ) -> Latents:
     """See `sae.kernels.encode`."""
     centred = x if b_pre is None else x - b_pre
-    is_rounded = torch.is_autocast_enabled(x.device.type) and not select.is_exact
+    may_round = torch.is_autocast_enabled(x.device.type)
+    is_rounded = may_round and not select.is_exact
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        product = (_Rounded if is_rounded else _Exact)(W_enc, b_enc, select.sizes, own)
+        weights = W_enc, b_enc, select.sizes
+        product = _Rounded(*weights, own) if is_rounded else _Exact(*weights, may_round)
         is_wide = may_be_wide and select.is_elementwise and _keeps_many(centred, product, select)
     if is_wide:
         wide = _WidePreActs.apply(x, W_enc, b_enc, b_pre, centred.detach(), product)
@@ -129,14 +132,28 @@ def _keeps_many(centred: Tensor, product: "_Product", select: Selection) -> bool
 
 
 class _Exact:
-    """`rows -> (pre-activations, the same as they compete)`."""
+    """`rows -> (pre-activations, the same as they compete)`, in full precision; on a GPU under autocast of factors in
+    TF32, which leaves more bits of them than their sum needs."""
 
-    def __init__(self, W_enc: Tensor, b_enc: Tensor, sizes: Tensor | None, own: Kernels) -> None:  # noqa: ARG002
+    def __init__(self, W_enc: Tensor, b_enc: Tensor, sizes: Tensor | None, may_round: bool) -> None:
         self.W, self.b, self.sizes, self.n_latents = W_enc, b_enc, sizes, len(W_enc)
+        self.may_round = may_round and W_enc.device.type == "cuda"
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        pre_acts = torch.addmm(self.b, rows, self.W.T)
+        with _tf32() if self.may_round else nullcontext():
+            pre_acts = torch.addmm(self.b, rows, self.W.T)
         return pre_acts, weighted(pre_acts, self.sizes)
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """Within this context a GPU rounds the factors of products of float32 to 11 bits."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 class _Rounded:
@@ -172,9 +189,12 @@ _Product = _Exact | _Rounded
 def _largest_of_batch(centred: Tensor, product: _Product, select: BatchTopK, own: Kernels) -> Entries:
     """BatchTopK's choice from the largest few of each row, so that the wide matrix never exists whole.
 
-    Where all of a row's few have been chosen more might have been: such rows are looked at again, for more.
+    Where all of a row's few have been chosen more might have been: such rows are looked at again, for more. A GPU
+    would have to be waited for, and has the room: one that chooses from all of the batch does so.
     """
     n_latents = product.n_latents
+    if own.is_recordable and select.team.size * select.partners.size == 1:
+        return own.largest_of_batch(product(centred)[1], select.k * len(centred))
     rows, limit = torch.arange(len(centred), device=centred.device), min(ROW_SHARE * select.k, n_latents)
     settled: list[tuple[Tensor, Tensor]] = []
     while True:
@@ -207,9 +227,15 @@ def decode(latents: Latents, W_dec: Tensor, own: Kernels) -> Tensor:
 def row_gradients(
     entries: Entries, weights: Tensor, table: Tensor, n_latents: int, own: Kernels, is_rounded: bool = False
 ) -> Tensor:
-    """See `Kernels.row_gradients`; a dense product, and it alone, may be rounded to bfloat16."""
+    """See `Kernels.row_gradients`.
+
+    Args:
+        is_rounded: a dense product may be rounded to bfloat16, and the table, where the sums read it faster so.
+    """
     if _is_dense(entries, n_latents, is_rounded):
         return _product(entries.dense(weights, n_latents).T, table, is_rounded)
+    if is_rounded and own.adds_rounded:
+        table = table.bfloat16()
     return own.row_gradients(entries, weights, table, n_latents)
 
 

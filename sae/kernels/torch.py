@@ -20,10 +20,20 @@ class Kernels:
 
     is_recordable: ClassVar[bool] = False
     """Whether nothing waits for a GPU, so that it can record a step."""
+    adds_rounded: ClassVar[bool] = False
+    """Whether `row_gradients` takes a table in bfloat16, half the bytes; sums are of the weights' type."""
 
     def largest(self, strengths: Float[Tensor, "rows n"], k: int) -> Int[Tensor, "rows k"]:
         """The k largest of each row, in no order; of entries that are not positive any may be taken."""
         return strengths.topk(k, dim=1, sorted=False).indices
+
+    def largest_of_batch(self, strengths: Float[Tensor, "rows n"], wanted: int) -> Entries:
+        """So many of the largest positive ones of the whole matrix; of equal ones at the edge those that come first.
+        Where too few are positive, others that are not come with them."""
+        chosen = strengths.flatten().sort(descending=True, stable=True).indices[:wanted].sort().values
+        n_rows, n = strengths.shape
+        starts = torch.arange(0, (n_rows + 1) * n, n, device=chosen.device)
+        return Entries(chosen % n, torch.searchsorted(chosen, starts))
 
     def keep_largest(self, strengths: Float[Tensor, "rows n"], k: int) -> None:
         """Set to 0, in place, what is not positive or less than the k-th largest of its row."""

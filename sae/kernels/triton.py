@@ -21,15 +21,21 @@ from sae.latents import Entries
 BLOCK = 256  # columns of a row that a program holds
 MAX_ROW = 1 << 14  # columns of a row that it can hold
 ENTRIES = 4  # rows that it adds up at once; by one warp, or the sum would be one over warps
-DOTS = 16  # entries whose dot products it takes at once
+DOTS = 8  # entries whose dot products it takes at once
 SEGMENT = 256  # entries of a latent that one program adds up; those of frequent latents are shared out
 MAX_CANDIDATES = 1 << 12  # entries that one program sorts; a larger top-k is torch's
+PART = 256  # entries of a row: where a row keeps a few dozen, most parts keep none, and few keep two
+PARTS = 8  # of which one program looks at together
+COPIES = 16  # of the counts of peaks, so that fewer programs add to one
+BINS = 1 << 15  # counts of entries, by the upper bits of what is positive
+LOWER = 1 << 16  # the same by the lower bits that float32 has
 
 
 class Triton(Kernels):
     """All of them."""
 
     is_recordable = True
+    adds_rounded = True
 
     def largest(self, strengths: Tensor, k: int) -> Tensor:
         """The row is cut into strided buckets. Those k whose maxima are largest have the k largest entries."""
@@ -50,12 +56,54 @@ class Triton(Kernels):
         )
         return out
 
+    def largest_of_batch(self, strengths: Tensor, wanted: int) -> Entries:
+        """How many entries there are of each size is counted, integers in any order: that says which is the last to be
+        kept. Only what is as large as the `wanted` largest of the parts' peaks can be, so few are counted; and of most
+        parts of a row nothing but the peak is read."""
+        (n_rows, n), device = strengths.shape, strengths.device
+        if strengths.dtype not in (torch.float32, torch.bfloat16) or strengths.numel() == 0:
+            return super().largest_of_batch(strengths, wanted)
+        shift = 16 if strengths.dtype == torch.float32 else 0
+        width = triton.cdiv(n, PART)
+        grid = n_rows, triton.cdiv(width, PARTS)
+        peaks = torch.empty(n_rows, width, dtype=torch.int32, device=device)
+        own = strengths.contiguous(), peaks
+        counts = torch.zeros(COPIES, BINS, dtype=torch.int32, device=device)
+        _peaks[grid](*own, counts, n, width, shift, PART, PARTS, COPIES, BINS, num_warps=4)
+        floor, _ = _edge(counts.sum(0), wanted)
+        counts = torch.zeros(BINS, dtype=torch.int32, device=device)
+        _count[grid](*own, counts, floor, n, width, shift, PART, PARTS, num_warps=4)
+        edge, above = _edge(counts, wanted)
+        if shift:
+            counts = torch.zeros(LOWER, dtype=torch.int32, device=device)
+            _count_lower[grid](*own, counts, edge, n, width, shift, PART, PARTS, num_warps=4)
+            lower, more = _edge(counts, wanted - above)
+            edge, above = (edge << shift) | lower, above + more
+        larger, level = torch.empty(2, n_rows * width, dtype=torch.int32, device=device)
+        _count_parts[grid](*own, edge, larger, level, n, width, PART, PARTS, num_warps=4)
+        # of those at the edge, the first of all parts
+        level = torch.minimum(level, (wanted - above - level.cumsum(0) + level).clamp_min(0))
+        places = torch.cat([level.new_zeros(1), (larger + level).cumsum(0)])
+        indices = torch.empty(min(wanted, n_rows * n), dtype=torch.long, device=device)
+        _write_parts[grid](strengths.contiguous(), edge, level, places, indices, n, width, PART, PARTS, num_warps=4)
+        return Entries(indices, places[::width].contiguous())
+
+    def rounded(self, matrix: Tensor, sizes: Tensor | None) -> Tensor:
+        if matrix.dtype != torch.float32 or not matrix.is_contiguous() or matrix.numel() == 0:
+            return super().rounded(matrix, sizes)
+        n, d = matrix.shape
+        out = torch.empty(n, d, dtype=torch.bfloat16, device=matrix.device)
+        own = matrix, matrix if sizes is None else sizes.contiguous(), out.view(torch.int16)
+        block = min(4 * BLOCK, triton.next_power_of_2(d))
+        _round[(n, triton.cdiv(d, block))](*own, d, sizes is not None, block, num_warps=1)
+        return out
+
     def dots(self, entries: Entries, table: Tensor, matrix: Tensor) -> Tensor:
-        batch, d = table.shape
-        out = torch.empty(len(entries.indices), dtype=table.dtype, device=table.device)
-        if len(out):
-            own = table.contiguous(), matrix.contiguous(), entries.indices.contiguous(), entries.offsets, out
-            _dots[(batch,)](*own, d, _block(d), DOTS, _accumulator(table), num_warps=4)
+        n, d = len(entries.indices), table.shape[1]
+        out = torch.empty(n, dtype=table.dtype, device=table.device)
+        if n:
+            own = table.contiguous(), matrix.contiguous(), entries.rows, entries.indices.contiguous(), out
+            _dots[(triton.cdiv(n, DOTS),)](*own, n, d, _block(d), DOTS, _accumulator(table), num_warps=2)
         return out
 
     def sum_rows(self, entries: Entries, weights: Tensor, matrix: Tensor) -> Tensor:
@@ -71,15 +119,15 @@ class Triton(Kernels):
         """Latents with many entries are added up in parts, cut at multiples of `SEGMENT` of the sorted entries: of
         each cut but two latents can have a part, for such a latent reaches over at least one."""
         (sorted_latents, order), d = entries.by_latent, table.shape[1]
-        block, kind = _block(d), _accumulator(table)
+        block, kind = _block(d), _accumulator(weights)
         width = triton.cdiv(d, block)
         bounds = entries.bounds(n_latents)
         own = bounds, entries.rows[order], weights[order], table.contiguous()
-        out = torch.empty(n_latents, d, dtype=table.dtype, device=table.device)
+        out = torch.empty(n_latents, d, dtype=weights.dtype, device=table.device)
         _add_few[(n_latents, width)](*own, out, d, SEGMENT, block, ENTRIES, kind, num_warps=1)
         cuts = triton.cdiv(len(order), SEGMENT)
         if cuts > 1:
-            parts = torch.empty(cuts, 2, d, dtype=torch.promote_types(table.dtype, torch.float32), device=table.device)
+            parts = torch.empty(cuts, 2, d, dtype=weights.dtype, device=table.device)
             sizes = len(order), d, SEGMENT, block
             _add_parts[(cuts, width, 2)](sorted_latents, *own, parts, *sizes, ENTRIES, kind, num_warps=1)
             _join_parts[(cuts, width)](sorted_latents, bounds, parts, out, *sizes, kind, num_warps=1)
@@ -107,6 +155,13 @@ class Triton(Kernels):
             width = triton.next_power_of_2(unit.shape[1])
             _remove_parallel[(len(unit),)](gradient, unit, unit.shape[1], width, _accumulator(unit))
             increment_version(gradient)
+
+
+def _edge(counts: Tensor, wanted: Tensor | int) -> tuple[Tensor, Tensor]:
+    """The largest bin from which on there are at least as many as are wanted, or 0, and how many are above it."""
+    upward = counts.flip(0).cumsum(0).flip(0)
+    edge = (upward[1:] >= wanted).sum(0, keepdim=True)
+    return edge, torch.cat([upward, upward.new_zeros(1)]).gather(0, edge + 1)
 
 
 def _block(d: int) -> int:
@@ -168,21 +223,132 @@ def _positions(keys, IS_SHORT: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _dots(table, matrix, indices, offsets, out, d, BLOCK: tl.constexpr, ENTRIES: tl.constexpr, KIND: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    first, last = tl.load(offsets + row), tl.load(offsets + row + 1)
-    for start in range(first, last, ENTRIES):
-        entry = start + tl.arange(0, ENTRIES)
-        is_own = entry < last
-        latent = tl.load(indices + entry, mask=is_own, other=0)
-        total = tl.zeros([ENTRIES], KIND)
-        for left in range(0, d, BLOCK):
-            column = left + tl.arange(0, BLOCK)
-            x = tl.load(table + row * d + column, mask=column < d, other=0).to(KIND)
-            is_in = is_own[:, None] & (column < d)[None, :]
-            w = tl.load(matrix + latent[:, None] * d + column[None, :], mask=is_in, other=0).to(KIND)
-            total += tl.sum(x[None, :] * w, axis=1)
-        tl.store(out + entry, total, mask=is_own)
+def _bits(strength):
+    """The bits of what is positive, in its order; 0 of all else."""
+    if strength.dtype == tl.bfloat16:
+        bits = strength.to(tl.int16, bitcast=True).to(tl.int32)
+    else:
+        bits = strength.to(tl.int32, bitcast=True)
+    return tl.maximum(bits, 0)
+
+
+@triton.jit
+@no_type_check
+def _parts(n, width, PART: tl.constexpr, PARTS: tl.constexpr):
+    """A program's parts of its row: where each is among all, which of them are there, and where their entries are."""
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1) * PARTS + tl.arange(0, PARTS)
+    column = part[:, None] * PART + tl.arange(0, PART)[None, :]
+    return row * width + part, part < width, row * n, column, column < n
+
+
+@triton.jit
+@no_type_check
+def _peaks(
+    strengths,
+    peaks,
+    counts,
+    n,
+    width,
+    SHIFT: tl.constexpr,
+    PART: tl.constexpr,
+    PARTS: tl.constexpr,
+    COPIES: tl.constexpr,
+    BINS: tl.constexpr,
+):
+    place, is_part, start, column, is_in = _parts(n, width, PART, PARTS)
+    best = tl.max(_bits(tl.load(strengths + start + column, mask=is_in, other=0)), axis=1)
+    tl.store(peaks + place, best, mask=is_part)
+    own = counts + (tl.program_id(0) % COPIES) * BINS + (best >> SHIFT)
+    tl.atomic_add(own, tl.full([PARTS], 1, tl.int32), mask=best > 0, sem="relaxed")
+
+
+@triton.jit
+@no_type_check
+def _count(strengths, peaks, counts, floor, n, width, SHIFT: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr):
+    place, is_part, start, column, is_in = _parts(n, width, PART, PARTS)
+    least = tl.load(floor)
+    is_read = (tl.load(peaks + place, mask=is_part, other=0) >> SHIFT) >= least
+    bits = _bits(tl.load(strengths + start + column, mask=is_in & is_read[:, None], other=0))
+    is_counted = (bits > 0) & ((bits >> SHIFT) >= least)
+    tl.atomic_add(counts + (bits >> SHIFT), tl.full([PARTS, PART], 1, tl.int32), mask=is_counted, sem="relaxed")
+
+
+@triton.jit
+@no_type_check
+def _count_lower(
+    strengths, peaks, counts, edge, n, width, SHIFT: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr
+):
+    """By the lower bits, those whose upper ones are at the edge."""
+    place, is_part, start, column, is_in = _parts(n, width, PART, PARTS)
+    upper = tl.load(edge)
+    is_read = (tl.load(peaks + place, mask=is_part, other=0) >> SHIFT) >= upper
+    bits = _bits(tl.load(strengths + start + column, mask=is_in & is_read[:, None], other=0))
+    is_counted = (bits > 0) & ((bits >> SHIFT) == upper)
+    own = counts + (bits & ((1 << SHIFT) - 1))
+    tl.atomic_add(own, tl.full([PARTS, PART], 1, tl.int32), mask=is_counted, sem="relaxed")
+
+
+@triton.jit
+@no_type_check
+def _count_parts(strengths, peaks, edge, larger, level, n, width, PART: tl.constexpr, PARTS: tl.constexpr):
+    """Of each part, how many entries are larger than the edge, and how many are at it."""
+    place, is_part, start, column, is_in = _parts(n, width, PART, PARTS)
+    limit = tl.load(edge)
+    is_read = is_in & (tl.load(peaks + place, mask=is_part, other=0) >= limit)[:, None]
+    bits = _bits(tl.load(strengths + start + column, mask=is_read, other=0))
+    tl.store(larger + place, tl.sum((bits > limit).to(tl.int32), axis=1), mask=is_part)
+    tl.store(level + place, tl.sum(((bits == limit) & is_read).to(tl.int32), axis=1), mask=is_part)
+
+
+@triton.jit
+@no_type_check
+def _write_parts(strengths, edge, level, places, indices, n, width, PART: tl.constexpr, PARTS: tl.constexpr):
+    """What is larger than the edge, and the first of those at it, as many as the part may have, by latent."""
+    place, is_part, start, column, is_in = _parts(n, width, PART, PARTS)
+    first, end = tl.load(places + place, mask=is_part, other=0), tl.load(places + place + 1, mask=is_part, other=0)
+    limit, is_read = tl.load(edge), is_in & (first < end)[:, None]
+    bits = _bits(tl.load(strengths + start + column, mask=is_read, other=0))
+    is_level = ((bits == limit) & is_read).to(tl.int32)
+    is_early = tl.cumsum(is_level, axis=1) <= tl.load(level + place, mask=is_part, other=0)[:, None]
+    is_kept = (bits > limit) | ((is_level > 0) & is_early)
+    own = indices + first[:, None] + tl.cumsum(is_kept.to(tl.int32), axis=1) - 1
+    tl.store(own, column.to(tl.int64), mask=is_kept)
+
+
+@triton.jit
+@no_type_check
+def _round(matrix, sizes, out, d, IS_SIZED: tl.constexpr, BLOCK: tl.constexpr):
+    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    values = tl.load(matrix + row * d + column, mask=column < d, other=0)
+    if IS_SIZED:
+        values *= tl.load(sizes + row)
+    bits = values.to(tl.int32, bitcast=True)
+    # to the nearest, to the even one of two; what is no number keeps its upper half, which must not become 0
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    rounded = tl.where(values == values, rounded, (bits >> 16) | 0x40)
+    tl.store(out + row * d + column, rounded.to(tl.int16), mask=column < d)
+
+
+@triton.jit
+@no_type_check
+def _dots(table, matrix, rows, indices, out, n, d, BLOCK: tl.constexpr, ENTRIES: tl.constexpr, KIND: tl.constexpr):
+    """Entries of one row, which most are, read it once."""
+    start = tl.program_id(0).to(tl.int64) * ENTRIES
+    entry = start + tl.arange(0, ENTRIES)
+    is_own = entry < n
+    latent, row = tl.load(indices + entry, mask=is_own, other=0), tl.load(rows + entry, mask=is_own, other=0)
+    first, last = tl.load(rows + start), tl.load(rows + tl.minimum(start + ENTRIES, n) - 1)
+    products = tl.zeros([ENTRIES, BLOCK], KIND)
+    for left in range(0, d, BLOCK):
+        column = left + tl.arange(0, BLOCK)
+        is_in = is_own[:, None] & (column < d)[None, :]
+        w = tl.load(matrix + latent[:, None] * d + column[None, :], mask=is_in, other=0).to(KIND)
+        if first == last:
+            x = tl.load(table + first * d + column, mask=column < d, other=0).to(KIND)
+            products += x[None, :] * w
+        else:
+            products += tl.load(table + row[:, None] * d + column[None, :], mask=is_in, other=0).to(KIND) * w
+    tl.store(out + entry, tl.sum(products, axis=1), mask=is_own)
 
 
 @triton.jit

@@ -2,10 +2,13 @@
 
 import pytest
 
+from benchmarks.frameworks import OURS, settings
 from benchmarks.report import _training_section
 from benchmarks.rounds import summary
 from benchmarks.training import CASES, TINY, run
 from benchmarks.world import prepare
+from sae.architectures.configs import configs
+from sae.config import parse
 
 
 def test_rounds_are_summed_up_by_medians():
@@ -29,6 +32,16 @@ def test_the_section_has_a_row_for_each():
     text = _training_section({**figures, "cases": {"topk-24k": [{"sae-atlas": own, "sparsify": own}]}})
     assert "### topk-24k, 1 round\n" in text
     assert "| sparsify | 1,234 | 1.0× | 512 MB | 0.250 |" in text
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.name)
+def test_ours_can_be_told_what_a_case_says(case):
+    for one in case.contestants:
+        if one.framework == OURS:
+            knob = case.knob if one.knob is None else one.knob
+            fields = settings(OURS, one.architecture, knob, case.n_latents, 1) | dict(one.others)
+            fields.pop("recipe")
+            parse(configs.get(one.architecture), fields, "sae")
 
 
 @pytest.mark.slow

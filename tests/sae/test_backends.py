@@ -50,6 +50,18 @@ def check_largest(kernels: Kernels, values: Tensor, k: int) -> None:
     assert torch.equal(own.float().relu().sort(1).values, torchs.float().relu().sort(1).values)
 
 
+def check_largest_of_batch(kernels: Kernels, values: Tensor, wanted: int) -> None:
+    found, (rows, n) = kernels.largest_of_batch(values, wanted), values.shape
+    chosen, exact = torch.zeros(rows * n, dtype=torch.bool), values.float().relu().flatten().cpu()
+    chosen[found.flat(n).cpu()] = True
+    assert len(found.indices) == int(found.offsets[-1]) == int(chosen.sum()) == min(wanted, rows * n), "each entry once"
+    order = exact.sort(descending=True, stable=True).indices[:wanted]
+    expected = torch.zeros_like(chosen).index_fill_(0, order[exact[order] > 0], value=True)
+    # of entries that are not positive any may be taken
+    assert torch.equal(chosen & (exact > 0), expected)
+    assert torch.equal(found.flat(n), found.flat(n).sort().values)
+
+
 def check_keep_largest(kernels: Kernels, values: Tensor, k: int) -> None:
     edge = values.float().topk(k, dim=1).values[:, -1:].clamp_min(0)
     expected = torch.where(values.float() >= edge, values, 0).relu()
@@ -128,6 +140,34 @@ def test_repeats_are_equal_bit_for_bit(own):
     assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
 
 
+@given(
+    st.integers(0, 10**6),
+    st.integers(0, 4),
+    st.integers(1, 300),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.sampled_from([-100.0, -2.0, 0.0, 3.0]),
+    st.data(),
+)
+@settings(max_examples=30)
+def test_the_largest_of_a_batch_are_torchs(own, seed, rows, n, dtype, shift, data):
+    kernels, device = own
+    wanted = data.draw(st.integers(0, rows * n + 3))
+    check_largest_of_batch(kernels, strengths(seed, rows, n, dtype, shift).to(device), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_largest_of_a_batch_at_real_sizes_and_of_ties(own, dtype):
+    kernels, device = own
+    check_largest_of_batch(kernels, strengths(0, 5, 24_577, dtype).to(device), 5 * 32)
+    check_largest_of_batch(kernels, strengths(0, 3, 500, dtype).round().to(device), 64)  # ties at the edge, over rows
+    check_largest_of_batch(kernels, torch.ones(3, 50, dtype=dtype, device=device), 70)
+    check_largest_of_batch(kernels, torch.full((2, 50), 2.0**-130, dtype=dtype, device=device), 70)
+    skewed = strengths(1, 6, 400, dtype)
+    skewed[2] += 5  # most are of one row
+    check_largest_of_batch(kernels, skewed.to(device), 6 * 50)
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in multiply:RuntimeWarning")  # numpy's, in Triton's interpreter
 def test_rounding_is_torchs_bit_for_bit(own):
     """To the nearest, to the even one of two, over the largest to infinity, and what is no number stays so."""
     kernels, device = own

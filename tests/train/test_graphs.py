@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from sae import hub
-from sae.architectures.configs import TopKConfig
+from sae.architectures.configs import BatchTopKConfig, KSparseConfig, MatryoshkaConfig, TopKConfig
 from sae.files import read_json
 from sae.store import Places
 from train import learner, trainer
@@ -16,7 +16,7 @@ from train.learner import Member
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def trained(store, tmp_path, monkeypatch, is_recorded: bool) -> tuple[dict[str, Tensor], int]:
+def trained(store, tmp_path, monkeypatch, sae: KSparseConfig, is_recorded: bool) -> tuple[dict[str, Tensor], int]:
     recordings = []
     with monkeypatch.context() as patch:
         if not is_recorded:
@@ -28,7 +28,7 @@ def trained(store, tmp_path, monkeypatch, is_recorded: bool) -> tuple[dict[str, 
         )
         out = tmp_path / str(is_recorded)
         out.mkdir()
-        member = Member(Places(("resid_post.0",)), TopKConfig(n_latents=512, k=4, auxk=8), cfg, {}, out)
+        member = Member(Places(("resid_post.0",)), sae, cfg, {}, out)
         trainer.fit([member], store, 0, out / "logs")
     curve = read_json(out / "curve.json")
     assert curve[-1]["n_dead"] > 0
@@ -36,8 +36,12 @@ def trained(store, tmp_path, monkeypatch, is_recorded: bool) -> tuple[dict[str, 
     return dict(hub.load(out).state_dict()), len(recordings)
 
 
-def test_a_run_of_recorded_steps_ends_with_the_same_bits(activation_store, tmp_path, monkeypatch):
-    (own, recordings), (anew, none) = (trained(activation_store, tmp_path, monkeypatch, it) for it in (True, False))
+@pytest.mark.parametrize("kind", [TopKConfig, BatchTopKConfig, MatryoshkaConfig])
+def test_a_run_of_recorded_steps_ends_with_the_same_bits(activation_store, tmp_path, monkeypatch, kind):
+    sae = kind(n_latents=512, k=4, auxk=8)
+    (own, recordings), (anew, none) = (
+        trained(activation_store, tmp_path, monkeypatch, sae, it) for it in (True, False)
+    )
     assert recordings >= 2, "one without dead latents, one with"
     assert none == 0
     for name, value in anew.items():

@@ -60,6 +60,8 @@ def gradients(store, out, cfg, sae, places=X) -> dict[str, Tensor]:
     return {name: before[name] - value for name, value in weights(learner).items()}
 
 
+RECORDED = {"n_latents": 64, "k": K, "init_decoder": "random", "auxk": 8}
+
 # --- in parts ---
 
 FREE = {"n_latents": 64, "decoder": "free"}  # rows that are not brought back to norm 1 after the step
@@ -385,18 +387,29 @@ class Ops(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_that_is_recorded_neither_asks_for_a_value_nor_brings_one(store, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("sae", "places", "errors"),
+    [
+        (TopKConfig(**RECORDED, multi_coef=0.1), X, {"mse", "multi"}),
+        (BatchTopKConfig(**RECORDED), X, {"mse"}),
+        (MatryoshkaConfig(**RECORDED, groups=(0.25, 0.75)), X, {"mse", "mse_16"}),
+        (CrosscoderBatchTopKConfig(**RECORDED), X_AND_Y, {"mse"}),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, set) else "",
+)
+def test_a_step_that_is_recorded_neither_asks_for_a_value_nor_brings_one(
+    store, tmp_path, monkeypatch, sae, places, errors
+):
     """On a GPU each would end the recording: sizes that depend on values, values read, tensors made from lists."""
     forbidden = {"_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "bincount", "repeat_interleave"}
-    sae = TopKConfig(n_latents=64, k=K, init_decoder="random", auxk=8, multi_coef=0.1)
-    learner, loader = learner_of(store, tmp_path, choices(precision="bfloat16"), sae)
+    learner, loader = learner_of(store, tmp_path, choices(precision="bfloat16"), sae, places)
     triton = pytest.importorskip("sae.kernels.triton")
     learner.step(loader.batch(0))  # the first makes what the optimiser keeps
     monkeypatch.setattr(kernels, "_kernels", lambda _: triton.Triton())
     learner.progress.silent_tokens += dead_window(learner.cfg)
     with Ops() as ops:
         terms = learner._update(loader.batch(1)[:16], 64)
-    assert {"mse", "multi", "auxk"} == set(terms)
+    assert errors | {"auxk"} == set(terms)
     assert learner.dictionary.steps_are_alike
     assert sorted(ops.names & forbidden) == []
     assert "_fused_adam_" in ops.names
