@@ -26,7 +26,7 @@ SEGMENT = 256  # entries of a latent that one program adds up; those of frequent
 MAX_CANDIDATES = 1 << 12  # entries that one program sorts; a larger top-k is torch's
 PART = 256  # entries of a row: where a row keeps a few dozen, most parts keep none, and few keep two
 PARTS = 8  # of which one program looks at together
-COPIES = 16  # of the counts of peaks, so that fewer programs add to one
+COPIES = 16  # of the counts, so that fewer programs add to one
 BINS = 1 << 15  # counts of entries, by the upper bits of what is positive
 LOWER = 1 << 16  # the same by the lower bits that float32 has
 
@@ -71,9 +71,9 @@ class Triton(Kernels):
         counts = torch.zeros(COPIES, BINS, dtype=torch.int32, device=device)
         _peaks[grid](*own, counts, n, width, shift, PART, PARTS, COPIES, BINS, num_warps=4)
         floor, _ = _edge(counts.sum(0), wanted)
-        counts = torch.zeros(BINS, dtype=torch.int32, device=device)
-        _count[grid](*own, counts, floor, n, width, shift, PART, PARTS, num_warps=4)
-        edge, above = _edge(counts, wanted)
+        counts = torch.zeros_like(counts)
+        _count[grid](*own, counts, floor, n, width, shift, PART, PARTS, COPIES, BINS, num_warps=4)
+        edge, above = _edge(counts.sum(0), wanted)
         if shift:
             counts = torch.zeros(LOWER, dtype=torch.int32, device=device)
             _count_lower[grid](*own, counts, edge, n, width, shift, PART, PARTS, num_warps=4)
@@ -264,13 +264,26 @@ def _peaks(
 
 @triton.jit
 @no_type_check
-def _count(strengths, peaks, counts, floor, n, width, SHIFT: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr):
+def _count(
+    strengths,
+    peaks,
+    counts,
+    floor,
+    n,
+    width,
+    SHIFT: tl.constexpr,
+    PART: tl.constexpr,
+    PARTS: tl.constexpr,
+    COPIES: tl.constexpr,
+    BINS: tl.constexpr,
+):
     place, is_part, start, column, is_in = _parts(n, width, PART, PARTS)
     least = tl.load(floor)
     is_read = (tl.load(peaks + place, mask=is_part, other=0) >> SHIFT) >= least
     bits = _bits(tl.load(strengths + start + column, mask=is_in & is_read[:, None], other=0))
     is_counted = (bits > 0) & ((bits >> SHIFT) >= least)
-    tl.atomic_add(counts + (bits >> SHIFT), tl.full([PARTS, PART], 1, tl.int32), mask=is_counted, sem="relaxed")
+    own = counts + (tl.program_id(0) % COPIES) * BINS + (bits >> SHIFT)
+    tl.atomic_add(own, tl.full([PARTS, PART], 1, tl.int32), mask=is_counted, sem="relaxed")
 
 
 @triton.jit
@@ -329,7 +342,7 @@ def _round(matrix, sizes, out, d, IS_SIZED: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out + row * d + column, rounded.to(tl.int16), mask=column < d)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])  # it differs from step to step: one compilation for all
 @no_type_check
 def _dots(table, matrix, rows, indices, out, n, d, BLOCK: tl.constexpr, ENTRIES: tl.constexpr, KIND: tl.constexpr):
     """Entries of one row, which most are, read it once."""
@@ -401,7 +414,7 @@ def _add_few(
         tl.store(out + latent * d + column, total, mask=column < d)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 @no_type_check
 def _add_parts(
     latents,
@@ -430,7 +443,7 @@ def _add_parts(
         tl.store(parts + (2 * cut + side) * d + column, total, mask=column < d)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 @no_type_check
 def _join_parts(latents, bounds, parts, out, n, d, SEGMENT: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr):
     """Of the latent whose entries begin in a cut and reach beyond it."""
