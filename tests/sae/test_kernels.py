@@ -388,3 +388,11 @@ def test_repeats_are_equal_bit_for_bit():
 
 def test_backends():
     assert "torch" in kernels.backends()
+
+
+def test_tf32_is_asked_for_within_its_context_only():
+    before = torch.backends.cuda.matmul.fp32_precision
+    with pytest.raises(KeyError), autograd._tf32():
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+        raise KeyError
+    assert torch.backends.cuda.matmul.fp32_precision == before

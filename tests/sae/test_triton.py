@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.sae.test_backends import GPU, check_largest, check_sums, strengths
+from tests.sae.test_backends import GPU, check_largest, check_sums, problem, strengths
 
 gpu = pytest.importorskip("sae.kernels.triton")
 OWN = gpu.Triton()
@@ -45,3 +45,12 @@ def test_frequent_latents_are_added_up_in_parts(monkeypatch, segment, n_latents)
     monkeypatch.setattr(gpu, "SEGMENT", segment)
     check_sums((gpu.Triton(), GPU), 0, [16] * 8, n_latents, 5, torch.float64)
     check_sums((gpu.Triton(), GPU), 1, [8, 0, 3, 40], n_latents, 5, torch.float32)
+
+
+def test_a_table_may_be_bfloat16():
+    """Sums are those of the rounded rows, in the weights' type."""
+    entries, weights, table, _ = problem(GPU, 0, [30, 0, 700, 5], 6, 40, torch.float32)
+    found = OWN.row_gradients(entries, weights, table.bfloat16(), 6)
+    exact = OWN.row_gradients(entries, weights.double(), table.bfloat16().double(), 6)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
