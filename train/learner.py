@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sae import architectures, hub, kernels
@@ -198,9 +198,7 @@ class Learner:
                 if parameter.grad is not None:
                     parameter.grad = self.team.total(parameter.grad)
         self.dictionary.before_step()
-        if self.cfg.clip is not None:
-            self._clip(self.cfg.clip)
-        self.optimizer.step()
+        self.optimizer.step(self._excess(self.cfg.clip))
         self.dictionary.after_step(out)
         if self.average is not None:
             self.average.update_parameters(self.dictionary)
@@ -208,17 +206,19 @@ class Learner:
         self.progress.silent_tokens.masked_fill_(fired > 0, 0)
         return terms
 
-    def _clip(self, limit: float) -> None:
-        """Scale the gradient of all parameters to a norm of at most `limit`."""
+    def _excess(self, limit: float | None) -> Tensor | None:
+        """What the gradient of all parameters must be divided by to have a norm of at most `limit`."""
+        if limit is None:
+            return None
+        named = [(name, p.grad) for name, p in self.dictionary.named_parameters() if p.grad is not None]
         if self.partners.size == 1:
-            self.accelerator.clip_grad_norm_(self.dictionary.parameters(), limit)
-            return
-        named = [(name, p) for name, p in self.dictionary.named_parameters() if p.grad is not None]
-        own = [p for name, p in named if name in self.dictionary.per_latent]
-        common = [p for name, p in named if name not in self.dictionary.per_latent]
-        squares = [get_total_norm([p.grad for p in some]).square() for some in (own, common)]  # type: ignore[misc]
-        norm = (self.partners.total(squares[0]) + squares[1]).sqrt()
-        clip_grads_with_norm_([*own, *common], limit, norm)
+            norm = get_total_norm([grad for _, grad in named])
+        else:
+            own = [grad for name, grad in named if name in self.dictionary.per_latent]
+            common = [grad for name, grad in named if name not in self.dictionary.per_latent]
+            squares = [get_total_norm(some).square() for some in (own, common)]
+            norm = (self.partners.total(squares[0]) + squares[1]).sqrt()
+        return (norm.float() / limit).clamp_min(1)
 
     def _learn(self, rows: Tensor, share: float, now: Step, fired: Tensor, terms: dict[str, Tensor]) -> Forward:
         """Add a part's gradients, firing counts and terms to those of the whole batch, of which it is a `share`."""

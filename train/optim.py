@@ -109,9 +109,10 @@ class Optimizer:
                 else:
                     group["lr"] = lr * group["unit"]
 
-    def step(self) -> None:
-        """Step on the gradients, and clear them."""
+    def step(self, divisor: Tensor | None = None) -> None:
+        """Step on the gradients, divided if there is a divisor, and clear them."""
         for part in self.parts:
+            _divide(part, divisor)
             part.step()
             part.zero_grad()
 
@@ -147,6 +148,19 @@ class Optimizer:
                     value[rows] = slots[f"qmap{slot[-1]}"].abs().argmin().to(torch.uint8)
                 else:
                     value[rows] = 0
+
+
+def _divide(part: Part, divisor: Tensor | None) -> None:
+    """Torch's fused Adam does it as it reads gradients, for gradient scalers; others' are gone through before."""
+    if isinstance(part, torch.optim.Adam) and part.defaults["fused"]:
+        part.grad_scale = divisor  # type: ignore[attr-defined]
+        return
+    if divisor is None:
+        return
+    for group in part.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad.div_(divisor)
 
 
 def build(dictionary: Dictionary, name: str, chosen: Settings) -> Optimizer:

@@ -36,13 +36,33 @@ def dictionary_of(n_latents: int = 256, d: int = 32) -> TopKSAE:
     return dictionary
 
 
-def push(dictionary: TopKSAE, optimizer: Optimizer, n_steps: int, first: int = 0) -> None:
-    """Steps on random gradients."""
+def push(
+    dictionary: TopKSAE,
+    optimizer: Optimizer,
+    n_steps: int,
+    first: int = 0,
+    size: float = 1,
+    divisor: float | None = None,
+) -> None:
+    """Steps on random gradients, `size` times as large, of which the optimiser divides."""
     for number in range(first, first + n_steps):
         generator = torch.Generator().manual_seed(number)
         for parameter in dictionary.parameters():
-            parameter.grad = torch.randn(parameter.shape, generator=generator)
-        optimizer.step()
+            parameter.grad = size * torch.randn(parameter.shape, generator=generator)
+        optimizer.step(None if divisor is None else torch.tensor(divisor))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_divided_before_the_step(name):
+    """By a power of two, so bits are the same; a step that is told of no divisor divides by none."""
+    divided, own = dictionary_of(), dictionary_of()
+    of_divided, of_own = (optim.build(each, name, PLAIN) for each in (divided, own))
+    push(divided, of_divided, 3, size=4, divisor=4.0)
+    push(own, of_own, 3)
+    push(divided, of_divided, 1, first=3)
+    push(own, of_own, 1, first=3)
+    for parameter, other in zip(divided.parameters(), own.parameters(), strict=True):
+        assert torch.equal(parameter, other)
 
 
 # --- what is left open ---
