@@ -82,7 +82,7 @@ def main(tokens: int, n_latents: int) -> None:
     assignments = [f"harvest.sites=[{','.join(SITES)}]", f"train.site={SITES[0]}"]
     run = Run(load_config(ROOT / "configs" / "embedded.yaml", assignments), FOLDER)
     train = TrainConfig(tokens=tokens, lr=1e-3, evaluate_every=0, tracker="none")
-    store = ActivationStore(run.activations)
+    store = run.activation_store
     tries: dict[Case, list[Try]] = {case: [] for case in CASES}
     for _ in range(MAX_ROUNDS):
         due = {case: knob for case, own in tries.items() if (knob := _next(case, own)) is not None}

@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks import results
 from sae.config import HarvestConfig
 from sae.files import sha256_file
-from sae.store import ActivationSplit, Shard, _check, write_shard
+from sae.store import Shard, StoredSplit, _check, write_shard
 from train.loader import RUN_ROWS, Loader
 
 D, BATCH, N_ROWS = 768, 4096, 1 << 19
@@ -33,7 +33,7 @@ def main() -> None:
     results.save("reading", {"d": D, "batch": BATCH, "rows": N_ROWS, "cases": cases})
 
 
-def write(folder: Path) -> ActivationSplit:
+def write(folder: Path) -> StoredSplit:
     """Random rows that know their number."""
     shards, generator = [], torch.Generator().manual_seed(0)
     size = HarvestConfig().shard_rows
@@ -45,10 +45,10 @@ def write(folder: Path) -> ActivationSplit:
         path = folder / f"train-{start}.safetensors"
         write_shard(path, rows, torch.bfloat16)
         shards.append(Shard(path, start, len(rows), sha256_file(path)))
-    return ActivationSplit([shards], (D,))
+    return StoredSplit([shards], (D,))
 
 
-def read(split: ActivationSplit, window: int) -> dict[str, float]:
+def read(split: StoredSplit, window: int) -> dict[str, float]:
     """One epoch: its speed, and from how many of the text's runs a batch has rows."""
     _check.cache_clear()  # type: ignore[attr-defined]
     loader, seconds, runs = Loader(split, BATCH, window, 0), 0.0, []

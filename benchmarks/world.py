@@ -24,7 +24,7 @@ from sae.config import to_json
 from sae.files import digest_json, publish
 from sae.latents import Latents
 from sae.metrics import Reconstruction
-from sae.store import ActivationSplit, Shard, write_shard
+from sae.store import Shard, StoredSplit, write_shard
 from sae.truth import Recovery
 from train.config import TrainConfig
 from train.loader import Loader
@@ -110,7 +110,7 @@ def _order(scale: Scale, seed: int, folder: Path) -> Tensor:
     n_rows = scale.steps * scale.batch
     numbers = folder / "numbers.safetensors"
     write_shard(numbers, torch.arange(n_rows)[:, None].float(), torch.float32)
-    split = ActivationSplit([[Shard(numbers, 0, n_rows)]], (1,))
+    split = StoredSplit([[Shard(numbers, 0, n_rows)]], (1,))
     loader = Loader(split, scale.batch, TrainConfig().window_rows, seed)
     order = torch.cat([loader.batch(step) for step in range(scale.steps)]).flatten().int()
     numbers.unlink()

@@ -106,6 +106,9 @@ class HarvestConfig:
     """Rows of one file, at most (one context more)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Type in which activations are stored."""
+    keep_train: bool = True
+    """Whether activations of the train split are kept on disk. If not they are computed as they are read: by training
+    in each epoch, by the evaluation and by the index."""
 
 
 def to_json(value: Any) -> Any:

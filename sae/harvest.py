@@ -2,7 +2,8 @@
 
 The forward pass stops after the last site. A shard is a run of consecutive contexts; within it
 contexts are batched by length, so nothing is padded. A shard that is on disk is not made again,
-which is all that a resume needs.
+which is all that a resume needs. Rows of the train split need not be kept: a `ComputedSplit` has them
+whenever they are read.
 """
 
 import logging
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -25,12 +25,15 @@ from sae import sites as site_names
 from sae.config import HarvestConfig
 from sae.errors import ConfigError, DataError
 from sae.sites import Site
-from sae.store import DTYPES, write_shard
+from sae.store import DTYPES, ActivationSplit, StoredSplit, rounded, spread, write_shard
 from sae.team import current
 from sae.tokens import TokenSplit, TokenStore
 
 log = logging.getLogger(__name__)
 Autocast = Callable[[], AbstractContextManager]
+
+
+STATS_ROWS = 1 << 18  # of the train split, from all over it, whose moments are taken
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ def harvest(
     cfg: HarvestConfig,
     autocast: Autocast = nullcontext,
 ) -> dict[str, Any]:
-    """Write the activations of `sites` on every split of `tokens`; returns the facts of the box. Of several processes
-    each makes its share of the shards, and the first has the facts.
+    """Write the activations of `sites` on every split of `tokens` that is to be kept; returns the facts of the box. Of
+    several processes each makes its share of the shards, and the first has the facts.
 
     Args:
         model: any module that takes `input_ids=[batch, positions]`.
@@ -72,15 +75,16 @@ def harvest(
             "nothing is left to train on"
         )
     team = current()
-    shards = [(name, number, group) for name in splits for number, group in enumerate(groups[name])]
-    total = sum(len(split.tokens) for split in splits.values())
+    kept = [name for name in splits if cfg.keep_train or name != "train"]
+    shards = [(name, number, group) for name in kept for number, group in enumerate(groups[name])]
+    total = sum(len(splits[name].tokens) for name in kept)
     with tqdm(
         total=total, unit="tok", unit_scale=True, desc="harvest", mininterval=1.0, disable=not team.is_main
     ) as progress:
         for i, (name, number, group) in enumerate(shards):
             split, paths = splits[name], _paths(out, sites, name, number)
             if i % team.size == team.rank and not all(path.exists() for path in paths.values()):
-                acts = _run(model, resolved, split, group, cfg, autocast)
+                acts = _run(model, resolved, split, np.arange(group.first, group.last), cfg, autocast)
                 for site, path in paths.items():
                     write_shard(path, acts[site], DTYPES[cfg.dtype])
             progress.update(int(split.context_starts[group.last] - split.context_starts[group.first]))
@@ -90,11 +94,80 @@ def harvest(
     facts: dict[str, Any] = {site: {"splits": defaultdict(list)} for site in sites}
     for name, number, group in shards:
         for site, path in _paths(out, sites, name, number).items():
-            facts[site]["d_in"] = _width(path)
             facts[site]["splits"][name].append([path.relative_to(out).as_posix(), group.rows])
-    for site in sites:
-        facts[site] |= _moments([out / file for file, _ in facts[site]["splits"]["train"]])
-    return {"sites": facts, "skip_positions": cfg.skip_positions, "dtype": cfg.dtype}
+    if cfg.keep_train:
+        files = [[(out / file, rows) for file, rows in facts[site]["splits"]["train"]] for site in sites]
+        train: ActivationSplit = StoredSplit.of(files)
+    else:
+        train = ComputedSplit(model, sites, splits["train"], cfg, autocast)
+    for site, found in zip(sites, moments(train), strict=True):
+        facts[site] |= found
+    result = {"sites": facts, "skip_positions": cfg.skip_positions, "dtype": cfg.dtype}
+    return result if cfg.keep_train else {**result, "not_kept": ["train"]}
+
+
+class ComputedSplit(ActivationSplit):
+    """Activations that are computed when they are read, as they would have been kept: the same rows, to rounding. Of a
+    context that is read in part all is computed.
+
+    Raises:
+        ConfigError: a site does not exist or does not give `[batch, positions, d]`.
+        StoreError: an activation does not fit `cfg.dtype`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[str],
+        tokens: TokenSplit,
+        cfg: HarvestConfig,
+        autocast: Autocast = nullcontext,
+    ) -> None:
+        self.model, self.tokens, self.cfg, self.autocast = model, tokens, cfg, autocast
+        self.sites = [site_names.resolve(model, name) for name in sites]
+        self.starts = _row_starts(np.diff(tokens.context_starts), cfg)
+        self.n_rows = int(self.starts[-1])
+        first = int(np.searchsorted(self.starts, 0, side="right")) - 1
+        acts = _run(model, self.sites, tokens, np.array([first]), cfg, autocast)
+        self.widths = tuple(acts[site.name].shape[1] for site in self.sites)
+
+    def stored(self, start: int, stop: int) -> Tensor:
+        return next(self.each([(start, stop)]))
+
+    def each(self, bounds: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+        """As many stretches together as a shard has rows, so that forward passes are full."""
+        dtype, together = DTYPES[self.cfg.dtype], []
+        for i, (start, stop) in enumerate(bounds):
+            together.append((start, min(stop, self.n_rows)))
+            is_last = i + 1 == len(bounds)
+            if is_last or sum(last - first for first, last in together) + stop - start > self.cfg.shard_rows:
+                yield from self._computed(together, dtype)
+                together = []
+
+    def _computed(self, bounds: Sequence[tuple[int, int]], dtype: torch.dtype) -> Iterator[Tensor]:
+        reached = [self._contexts(start, stop) for start, stop in bounds]
+        contexts = np.unique(np.concatenate(reached))
+        if not len(contexts):
+            yield from (torch.empty(0, self.d, dtype=dtype) for _ in bounds)
+            return
+        acts = _run(self.model, self.sites, self.tokens, contexts, self.cfg, self.autocast)
+        columns = [acts[site.name] for site in self.sites]
+        rows = torch.cat(columns, dim=1) if len(columns) > 1 else columns[0]
+        # where the rows of each context begin among those that were computed
+        starts = np.concatenate([[0], np.cumsum(np.diff(self.starts)[contexts])])
+        for (start, stop), own in zip(bounds, reached, strict=True):
+            if start >= stop:
+                yield rows[:0].to(dtype)
+                continue
+            first = int(starts[np.searchsorted(contexts, own[0])]) + start - int(self.starts[own[0]])
+            yield rounded(rows[first : first + stop - start], dtype, f"{self.tokens.name}, row {start}")
+
+    def _contexts(self, start: int, stop: int) -> np.ndarray:
+        """Those that have one of these rows."""
+        if start >= stop:
+            return np.arange(0)
+        first, last = np.searchsorted(self.starts, [start, stop - 1], side="right")
+        return np.arange(first - 1, last)
 
 
 def _groups(split: TokenSplit, cfg: HarvestConfig) -> Iterator[_Group]:
@@ -110,21 +183,30 @@ def _groups(split: TokenSplit, cfg: HarvestConfig) -> Iterator[_Group]:
         yield _Group(first, len(kept), rows)
 
 
+def _row_starts(lengths: np.ndarray, cfg: HarvestConfig) -> np.ndarray:
+    """Where the kept rows of contexts of these lengths begin, and the last end."""
+    return np.concatenate([[0], np.cumsum(np.maximum(lengths - cfg.skip_positions, 0))])
+
+
 @torch.no_grad()
 def _run(
-    model: nn.Module, sites: Sequence[Site], split: TokenSplit, group: _Group, cfg: HarvestConfig, autocast: Autocast
+    model: nn.Module,
+    sites: Sequence[Site],
+    split: TokenSplit,
+    contexts: np.ndarray,
+    cfg: HarvestConfig,
+    autocast: Autocast,
 ) -> dict[str, Tensor]:
-    """The kept rows of one group at every site, float32, in order of position."""
-    starts = split.context_starts[group.first : group.last + 1]
-    lengths = np.diff(starts)
-    row_starts = np.concatenate([[0], np.cumsum(np.maximum(lengths - cfg.skip_positions, 0))])
+    """The kept rows of some contexts at every site, float32, in order of position."""
+    starts, lengths = split.context_starts[contexts], np.diff(split.context_starts)[contexts]
+    row_starts = _row_starts(lengths, cfg)
     acts: dict[str, Tensor] = {}
     for batch in _batches(lengths, cfg):
         ids = np.stack([split.tokens[starts[i] : starts[i] + lengths[i]] for i in batch]).astype(np.int64)
         values = forward(model, sites, torch.from_numpy(ids), autocast)
         for site, value in values.items():
             if site not in acts:
-                acts[site] = torch.empty(group.rows, value.shape[-1])
+                acts[site] = torch.empty(int(row_starts[-1]), value.shape[-1])
             for i, context in zip(batch, value[:, cfg.skip_positions :].float().cpu(), strict=True):
                 acts[site][row_starts[i] : row_starts[i + 1]] = context
     return acts
@@ -162,25 +244,23 @@ def _paths(out: Path, sites: Sequence[str], split: str, number: int) -> dict[str
     return {site: out / site.replace(":", "-") / f"{split}-{number:05d}.safetensors" for site in sites}
 
 
-def _width(path: Path) -> int:
-    with safe_open(path, framework="pt") as file:
-        return int(file.get_slice("acts").get_shape()[1])
-
-
-def _moments(paths: Sequence[Path]) -> dict[str, Any]:
-    """Mean of the rows, mean norm and mean squared norm, in float64 over the stored values."""
-    n_rows, total, norm, square = 0, torch.zeros(0, dtype=torch.float64), 0.0, 0.0
-    for path in paths:
-        with safe_open(path, framework="pt") as file:
-            acts = file.get_tensor("acts")
-        for part in acts.split(16384):
-            rows = part.double()
-            total = rows.sum(0) if n_rows == 0 else total + rows.sum(0)
-            norms = rows.norm(dim=1)
-            n_rows, norm, square = n_rows + len(rows), norm + norms.sum().item(), square + norms.square().sum().item()
-    return {
-        "rows": n_rows,
-        "mean": (total / n_rows).tolist(),
-        "mean_norm": norm / n_rows,
-        "mean_square": square / n_rows,
-    }
+def moments(split: ActivationSplit) -> list[dict[str, Any]]:
+    """Width, mean of the rows, mean norm and mean squared norm of each site, in float64 over the stored values: of all
+    rows, or of `STATS_ROWS` from all over them."""
+    n_rows, sums = 0, [[torch.zeros(d, dtype=torch.float64), 0.0, 0.0] for d in split.widths]
+    for part in split.each(spread(split.n_rows, STATS_ROWS)):
+        n_rows += len(part)
+        for rows, own in zip(part.split(list(split.widths), dim=1), sums, strict=True):
+            norms = rows.double().norm(dim=1)
+            for i, more in enumerate((rows.double().sum(0), norms.sum().item(), norms.square().sum().item())):
+                own[i] = own[i] + more
+    return [
+        {
+            "d_in": d,
+            "rows": n_rows,
+            "mean": (total / n_rows).tolist(),
+            "mean_norm": norm / n_rows,
+            "mean_square": square / n_rows,
+        }
+        for d, (total, norm, square) in zip(split.widths, sums, strict=True)
+    ]

@@ -27,13 +27,14 @@ from sae.stage import Box, stages
 if TYPE_CHECKING:
     from analysis.splits import View
     from sae.model import Subject
+    from sae.store import ActivationStore
     from sae.tokens import TokenStore
 
 log = logging.getLogger(__name__)
 V = TypeVar("V", bound="View")
 VERSIONS = {
     "tokens": 1,
-    "activations": 1,
+    "activations": 2,
     "dictionary": 9,
     "evaluation": 2,
     "codes": 1,
@@ -134,6 +135,20 @@ class Run:
         )
 
     @cached_property
+    def activation_store(self) -> "ActivationStore":
+        from sae.harvest import ComputedSplit
+        from sae.store import ActivationStore
+
+        if self.base is not None:
+            return self.base.activation_store
+        subject, tokens, cfg = self.subject, self.token_store, self.cfg.harvest
+
+        def compute(sites: Sequence[str], split: str) -> ComputedSplit:
+            return ComputedSplit(subject.model, sites, tokens.split(split), cfg, subject.autocast)
+
+        return ActivationStore(self.activations, compute)
+
+    @cached_property
     def dictionary(self) -> Box:
         return dictionaries([self])[0]
 
@@ -149,10 +164,9 @@ class Run:
 
         from sae import hub
         from sae.metrics import density_histogram
-        from sae.store import ActivationStore
         from train import evaluate
 
-        store, places = ActivationStore(self.activations), self.cfg.places
+        store, places = self.activation_store, self.cfg.places
         dictionary = hub.load(self.dictionary.path).to(self.subject.device)
         test, train = store.pairs(places, "test"), store.pairs(places, "train")
         means = {site: store.mean(site) for site in places.written}
@@ -178,11 +192,10 @@ class Run:
     def codes(self) -> Box:
         from analysis import encode
         from sae import hub
-        from sae.store import ActivationStore
 
         cfg = self.cfg.analysis.index
         inputs = {"dictionary": self.dictionary.digest, "limits": [cfg.tokens, cfg.label_tokens]}
-        store, n_latents = ActivationStore(self.activations), self.cfg.sae.n_latents
+        store, n_latents = self.activation_store, self.cfg.sae.n_latents
         return self._stage(
             "codes",
             inputs,
@@ -306,7 +319,6 @@ class Run:
 def dictionaries(runs: Sequence[Run]) -> list[Box]:
     """The dictionaries of runs that share their activations, learnt from one stream of batches."""
     from sae.model import resolve_precision
-    from sae.store import ActivationStore
     from train.learner import Member
     from train.trainer import fit
 
@@ -327,7 +339,7 @@ def dictionaries(runs: Sequence[Run]) -> list[Box]:
         }
         for run in runs
     ]
-    store, logs = ActivationStore(first.activations), (first.base or first).out / "logs"
+    store, logs = first.activation_store, (first.base or first).out / "logs"
     return _stages(
         runs,
         "dictionary",

@@ -6,11 +6,13 @@ Row r of a split belongs to the r-th of its kept positions (`TokenSplit.kept_pos
 activations, tokens and everything found later meet at the same position.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import safe_open
@@ -22,6 +24,7 @@ from sae.files import publish
 from sae.scaling import SiteStats
 from sae.stage import Box, checksums, is_whole
 
+STRETCH_ROWS = 4096  # rows that lie side by side where some are taken from all over a split
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -36,35 +39,69 @@ class Shard:
     """What the box's manifest says of it; None: it is of no box, and is not checked."""
 
 
-@dataclass(frozen=True)
-class ActivationSplit:
+class ActivationSplit(ABC):
     """The activations of one or more sites on one split, side by side."""
 
-    columns: Sequence[Sequence[Shard]]
-    """The shards of each site; rows of all sites are at the same positions."""
     widths: tuple[int, ...]
-
-    @property
-    def n_rows(self) -> int:
-        return sum(shard.rows for shard in self.columns[0])
+    """Of each site."""
+    n_rows: int
 
     @property
     def d(self) -> int:
         return sum(self.widths)
 
-    def read(self, start: int, stop: int) -> Float[Tensor, "rows d"]:
-        """Rows `start:stop` as float32; only these bytes are read, once their shards have been.
+    @abstractmethod
+    def stored(self, start: int, stop: int) -> Float[Tensor, "rows d"]:
+        """Rows `start:stop` in the type in which they are kept."""
 
-        Raises:
-            StoreError: a shard is missing or damaged; all of it is compared with its checksum before its first use.
-        """
+    def each(self, bounds: Sequence[tuple[int, int]]) -> Iterator[Float[Tensor, "rows d"]]:
+        """The same of several stretches, one after the other."""
+        return (self.stored(start, stop) for start, stop in bounds)
+
+    def read(self, start: int, stop: int) -> Float[Tensor, "rows d"]:
+        """Rows `start:stop` as float32."""
         return self.stored(start, stop).float()
 
+
+@dataclass(frozen=True)
+class StoredSplit(ActivationSplit):
+    """On disk; only the bytes that are asked for are read, once their shards have been."""
+
+    columns: Sequence[Sequence[Shard]]
+    """The shards of each site; rows of all sites are at the same positions."""
+    widths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, files: Sequence[Sequence[tuple[Path, int]]]) -> "StoredSplit":
+        """Files of no box, and the rows of each, for each site."""
+        columns = [_shards((path, rows, None) for path, rows in own) for own in files]
+        return cls(columns, tuple(_width(shards[0].path) for shards in columns))
+
+    @property
+    def n_rows(self) -> int:  # type: ignore[override]
+        return sum(shard.rows for shard in self.columns[0])
+
     def stored(self, start: int, stop: int) -> Float[Tensor, "rows d"]:
-        """The same as they are stored."""
+        """Raises:
+        StoreError: a shard is missing or damaged; all of it is compared with its checksum before its first use.
+        """
         read = [_read(shards, start, stop) for shards in self.columns]
         filled = [part if len(part) else torch.empty(0, d) for part, d in zip(read, self.widths, strict=True)]
         return torch.cat(filled, dim=1) if len(filled) > 1 else filled[0]
+
+
+def _shards(files: Iterable[tuple[Path, int, str | None]]) -> list[Shard]:
+    """Files whose rows follow one another: path, rows and checksum of each."""
+    shards, start = [], 0
+    for path, rows, sha256 in files:
+        shards.append(Shard(path, start, rows, sha256))
+        start += rows
+    return shards
+
+
+def _width(path: Path) -> int:
+    with safe_open(path, framework="pt") as file:
+        return int(file.get_slice("acts").get_shape()[1])
 
 
 def _read(shards: Sequence[Shard], start: int, stop: int) -> Tensor:
@@ -140,10 +177,15 @@ class Pairs:
 
 
 class ActivationStore:
-    """A finished activations box: `store.split(["mlp_out.3"], "train")`."""
+    """A finished activations box: `store.split(["mlp_out.3"], "train")`.
 
-    def __init__(self, box: Box) -> None:
-        self.box = box
+    Args:
+        compute: gives the activations of some sites on a split that the box does not keep
+            (`sae.harvest.ComputedSplit`).
+    """
+
+    def __init__(self, box: Box, compute: Callable[[Sequence[str], str], ActivationSplit] | None = None) -> None:
+        self.box, self.compute = box, compute
         self.skip_positions: int = box.facts["skip_positions"]
         self._checksums = checksums(box.path)
 
@@ -151,36 +193,50 @@ class ActivationStore:
         return list(self.box.facts["sites"])
 
     def stats(self, site: str) -> SiteStats:
-        """Moments of a site on the train split."""
+        """Moments of a site on the train split, or on a sample of it."""
         facts = self.box.facts["sites"][site]
         return SiteStats(facts["d_in"], facts["mean_norm"], facts["mean_square"])
 
     def mean(self, site: str) -> Float[Tensor, " d"]:
-        """Mean of a site on the train split."""
+        """Mean of a site on the same rows."""
         return torch.tensor(self.box.facts["sites"][site]["mean"])
 
     def split(self, sites: Sequence[str], split: str) -> ActivationSplit:
         """Some sites on one split.
 
         Raises:
-            StoreError: one was not harvested.
+            StoreError: one was not harvested, or the split is not kept and cannot be computed here.
         """
-        columns, widths = [], []
+        known = self.box.facts["sites"]
+        missing = f"{self.box.path}: no activations of {{}} on {split}; harvested: {self.sites()}"
         for site in sites:
-            facts = self.box.facts["sites"].get(site)
-            if facts is None or split not in facts["splits"]:
-                raise StoreError(f"{self.box.path}: no activations of {site} on {split}; harvested: {self.sites()}")
-            shards, start = [], 0
-            for name, rows in facts["splits"][split]:
-                shards.append(Shard(self.box.path / name, start, rows, self._checksums[name]))
-                start += rows
-            columns.append(shards)
-            widths.append(facts["d_in"])
-        return ActivationSplit(columns, tuple(widths))
+            if site not in known:
+                raise StoreError(missing.format(site))
+        if split in self.box.facts.get("not_kept", ()):
+            if self.compute is None:
+                raise StoreError(
+                    f"{self.box.path}: activations on {split} are not kept (harvest.keep_train = false), and no model is "
+                    "here to compute them; harvest again with harvest.keep_train=true"
+                )
+            return self.compute(sites, split)
+        columns = []
+        for site in sites:
+            if split not in known[site]["splits"]:
+                raise StoreError(missing.format(site))
+            files = known[site]["splits"][split]
+            columns.append(_shards((self.box.path / name, rows, self._checksums[name]) for name, rows in files))
+        return StoredSplit(columns, tuple(known[site]["d_in"] for site in sites))
 
     def pairs(self, places: Places, split: str) -> Pairs:
         """What a dictionary at `places` is trained or measured on."""
         return Pairs(self.split(places.sites, split), places.sites, places)
+
+
+def spread(n_rows: int, wanted: int) -> list[tuple[int, int]]:
+    """Bounds of stretches of rows, evenly spaced, that hold about as many rows as are wanted, or all."""
+    n, wanted = (-(-rows // STRETCH_ROWS) for rows in (n_rows, wanted))
+    starts = np.unique(np.linspace(0, n - 1, min(n, wanted)).astype(int)) * STRETCH_ROWS
+    return [(start, min(start + STRETCH_ROWS, n_rows)) for start in starts.tolist()]
 
 
 def write_shard(path: Path, acts: Float[Tensor, "rows d_in"], dtype: torch.dtype) -> None:
@@ -189,10 +245,21 @@ def write_shard(path: Path, acts: Float[Tensor, "rows d_in"], dtype: torch.dtype
     Raises:
         StoreError: a value is not finite in `dtype`; the message says what to do.
     """
+    stored = rounded(acts, dtype, str(path))
+    publish(path, lambda temporary: save_file({"acts": stored.contiguous()}, temporary))
+
+
+def rounded(acts: Float[Tensor, "rows d_in"], dtype: torch.dtype, where: str) -> Tensor:
+    """Activations as they are kept.
+
+    Raises:
+        StoreError: a value is not finite in `dtype`; the message says `where`, and what to do.
+    """
     stored = acts.to(dtype)
     if not torch.isfinite(stored).all():
         largest = acts.abs().max().item()
         raise StoreError(
-            f"{path}: an activation of size {largest:g} is not finite in {dtype}; use harvest.dtype=bfloat16 or float32"
+            f"{where}: an activation of size {largest:g} is not finite in {dtype}; use harvest.dtype=bfloat16 or "
+            "float32"
         )
-    publish(path, lambda temporary: save_file({"acts": stored.contiguous()}, temporary))
+    return stored

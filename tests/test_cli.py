@@ -106,3 +106,16 @@ def test_whole_run_and_a_second_that_does_no_work(tmp_path: Path) -> None:
     assert sae("export", "configs/smoke.yaml", out, "--to", str(csv)).returncode == 0
     assert csv.read_text().splitlines()[0].startswith("latent,n_fired,density")
     assert len(csv.read_text().splitlines()) >= 257
+
+
+@pytest.mark.slow
+def test_a_run_that_keeps_no_activations_to_train_on_learns_the_same(tmp_path: Path) -> None:
+    for name, choice in (("kept", "true"), ("computed", "false")):
+        done = sae("index", "configs/smoke.yaml", f"out={tmp_path / name}", f"harvest.keep_train={choice}")
+        assert done.returncode == 0, done.stderr
+    kept, computed = tmp_path / "kept", tmp_path / "computed"
+    for file in ("dictionary/dictionary.safetensors", "dictionary/curve.json", "index/latents.parquet"):
+        assert (computed / file).read_bytes() == (kept / file).read_bytes(), file
+    sizes = [sum(file.stat().st_size for file in (run / "activations").rglob("*")) for run in (kept, computed)]
+    assert sizes[1] < sizes[0] / 4
+    assert not list(computed.rglob("train-*"))

@@ -52,6 +52,10 @@ class Loader:
         self.n_windows = -(-self.n_runs // self.runs_per_window)
         self._window: _Window | None = None
 
+    def first(self, n: int) -> Float[Tensor, "n d"]:
+        """The stream's first rows."""
+        return self._stream(0, n)
+
     def batch(self, step: int) -> Float[Tensor, "batch d"]:
         """Rows `step * batch ...` of the endless shuffled stream."""
         first = step * self.batch_rows
@@ -95,4 +99,5 @@ class Loader:
         if self._window is not None and self._window.runs == runs:
             return self._window.rows
         self._window = None  # the old window goes before the new one comes
-        return torch.cat([self.split.stored(run * RUN_ROWS, (run + 1) * RUN_ROWS).to(self.device) for run in runs])
+        bounds = [(run * RUN_ROWS, (run + 1) * RUN_ROWS) for run in runs]
+        return torch.cat([part.to(self.device) for part in self.split.each(bounds)])

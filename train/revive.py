@@ -56,7 +56,8 @@ def sample(split: ActivationSplit, n_rows: int, seed: int, step: int) -> Float[T
     """About `n_rows` rows of a split, from short runs all over it."""
     n_runs = -(-split.n_rows // RUN_ROWS)
     runs = np.random.default_rng((seed, 12, step)).permutation(n_runs)[: -(-n_rows // RUN_ROWS)]
-    return torch.cat([split.read(run * RUN_ROWS, (run + 1) * RUN_ROWS) for run in sorted(runs.tolist())])
+    bounds = [(run * RUN_ROWS, (run + 1) * RUN_ROWS) for run in sorted(runs.tolist())]
+    return torch.cat([part.float() for part in split.each(bounds)])
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ drawn, nor are features ever dense: see `Synthetic._without_parent` and `_childr
 (Longer than most files: one model, with its configuration.)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,16 +26,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 from torch.special import ndtr, ndtri
 
 from sae.config import Natural, NonNegativeFloat, Positive, PositiveFloat, Share, config, to_json
+from sae.harvest import moments
 from sae.latents import Latents
-from sae.metrics import Moments
 from sae.stage import stage
-from sae.store import DTYPES, ActivationStore, write_shard
+from sae.store import DTYPES, ActivationStore, StoredSplit, write_shard
 
 CHUNK_ROWS = 256  # rows whose scores are computed together: they stay in the cache
 RARE = 1 / 64  # chance below which firings are found by skips; 1/32 and 1/128 are slower
@@ -264,7 +263,8 @@ def store(
         for name, n_rows in rows.items():
             splits[name] = _write(synthetic, step, n_rows, out / "synthetic", name, DTYPES[dtype])
             step += -(-n_rows // STEP_ROWS)
-        facts = {"d_in": synthetic.cfg.d_in, "splits": splits} | _moments([out / file for file, _ in splits["train"]])
+        train = StoredSplit.of([[(out / file, rows) for file, rows in splits["train"]]])
+        facts = {"splits": splits, **moments(train)[0]}
         return {"sites": {"synthetic": facts}, "skip_positions": 0, "dtype": dtype}
 
     return ActivationStore(stage(path, inputs, build))
@@ -284,18 +284,6 @@ def _write(
             write_shard(path, x[: stop - start], dtype)
         shards.append((f"{folder.name}/{path.name}", stop - start))
     return shards
-
-
-def _moments(paths: Sequence[Path]) -> dict[str, Any]:
-    """What `sae.harvest` says of a site: mean of the rows as stored, mean norm and mean squared norm."""
-    moments, norm = Moments(), 0.0
-    for path in paths:
-        for rows in load_file(path)["acts"].split(STEP_ROWS):
-            moments.update(rows)
-            norm += rows.double().norm(dim=1).sum().item()
-    n = moments.n_rows
-    square = moments.variance / n + moments.mean.square().sum().item()
-    return {"rows": n, "mean": moments.mean.tolist(), "mean_norm": norm / n, "mean_square": square}
 
 
 def _zipf(cfg: SyntheticConfig) -> Float[Tensor, " n_features"]:

@@ -60,7 +60,7 @@ def fit(members: Sequence[Member], store: ActivationStore, seed: int, logs: Path
     split = store.split(sites, "train")
     parts = _parts(cfg, rows_of) if rows_of.size > 1 else [slice(None)]
     loader = Loader(split, cfg.batch, cfg.window_rows, seed, accelerator.device, parts)
-    sample = Loader(split, min(cfg.init_rows, split.n_rows), cfg.window_rows, seed).batch(0)
+    sample = loader.first(min(cfg.init_rows, split.n_rows)).cpu()
     n_steps = max(1, cfg.tokens // cfg.batch)
     learners = [Learner(member, store, n_steps, accelerator, rows_of, partners) for member in own]
     for learner, member in zip(learners, own, strict=True):

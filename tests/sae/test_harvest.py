@@ -8,9 +8,10 @@ from torch import nn
 
 from sae.config import HarvestConfig
 from sae.errors import ConfigError, DataError, StoreError
-from sae.harvest import harvest
+from sae import harvest as module
+from sae.harvest import ComputedSplit, harvest
 from sae.stage import stage
-from sae.store import ActivationStore
+from sae.store import ActivationStore, spread
 
 SITES = ("mlp_out.1", "resid_post.0", "mlp_act.2")
 
@@ -178,3 +179,66 @@ def test_files_hold_the_type_that_was_asked_for(tmp_path, gpt2, token_store):
     run(tmp_path / "a", gpt2, token_store, cfg(dtype="bfloat16"))
     with safe_open(tmp_path / "a" / "mlp_out.1" / "train-00000.safetensors", framework="pt") as file:
         assert file.get_tensor("acts").dtype == torch.bfloat16
+
+
+# --- not kept ---
+
+
+@pytest.mark.parametrize(("packing", "skip"), [("packed", 1), ("document", 0), ("document", 3)])
+@pytest.mark.parametrize("shard_rows", [20, 1000])
+def test_computed_rows_are_the_stored_ones(tmp_path, gpt2, make_tokens, packing, skip, shard_rows):
+    """Any stretches, in any order, that begin and end within contexts or hold nothing; some together, or each alone."""
+    tokens, choices = make_tokens(packing=packing, context=7), cfg(skip_positions=skip, shard_rows=shard_rows)
+    store = run(tmp_path / "a", gpt2, tokens, choices)
+    stored = store.split(SITES, "train")
+    computed = ComputedSplit(gpt2, SITES, tokens.split("train"), choices)
+    n = stored.n_rows
+    assert (computed.n_rows, computed.widths) == (n, stored.widths)
+    bounds = [(40, 60), (0, 1), (5, 5), (n - 3, n + 9), (12, 45), (n, n + 1)]
+    for (start, stop), found in zip(bounds, computed.each(bounds), strict=True):
+        torch.testing.assert_close(found, stored.stored(start, stop), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(computed.read(0, n), stored.read(0, n), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_not_kept_takes_no_disk_and_is_computed_when_it_is_read(tmp_path, gpt2, token_store):
+    choices = cfg(keep_train=False, dtype="bfloat16")
+    kept = run(tmp_path / "a", gpt2, token_store, cfg(dtype="bfloat16"))
+    box = run(tmp_path / "b", gpt2, token_store, choices).box
+    store = ActivationStore(box, lambda sites, split: ComputedSplit(gpt2, sites, token_store.split(split), choices))
+    assert not list(box.path.rglob("train-*"))
+    assert {path.parent.name for path in box.path.rglob("test-*")} == set(SITES)
+    for site in SITES:
+        facts, others = (each.facts["sites"][site] for each in (box, kept.box))
+        assert {k: v for k, v in facts.items() if k != "splits"} == {k: v for k, v in others.items() if k != "splits"}
+        for name in ("train", "test"):
+            rows, same = store.split([site], name), kept.split([site], name)
+            assert rows.stored(0, 20).dtype == torch.bfloat16
+            assert torch.equal(rows.read(0, rows.n_rows), same.read(0, same.n_rows))
+    with pytest.raises(StoreError) as caught:
+        ActivationStore(box).split(["mlp_out.1"], "train")
+    assert str(caught.value) == (
+        f"{box.path}: activations on train are not kept (harvest.keep_train = false), and no model is here to compute "
+        "them; harvest again with harvest.keep_train=true"
+    )
+    with pytest.raises(StoreError, match="no activations of mlp_out.9 on train; harvested"):
+        store.split(["mlp_out.9"], "train")
+
+
+def test_computed_values_beyond_float16_are_refused_too(token_store):
+    choices = cfg(sites=("linear:out",), dtype="float16")
+    rows = ComputedSplit(Toy(1e5), choices.sites, token_store.split("train"), choices)
+    with pytest.raises(StoreError, match="^train, row 3: an activation of size 100000 is not finite in torch.float16"):
+        rows.read(3, 9)
+
+
+def test_moments_are_of_rows_from_all_over_a_long_split(monkeypatch, tmp_path, gpt2, token_store):
+    monkeypatch.setattr("sae.store.STRETCH_ROWS", 10)
+    monkeypatch.setattr(module, "STATS_ROWS", 40)
+    assert spread(95, 40) == [(0, 10), (30, 40), (60, 70), (90, 95)]
+    assert spread(25, 40) == [(0, 10), (10, 20), (20, 25)]
+    store = run(tmp_path / "a", gpt2, token_store, cfg())
+    split, facts = store.split(["mlp_out.1"], "train"), store.box.facts["sites"]["mlp_out.1"]
+    rows = torch.cat([split.read(start, stop) for start, stop in spread(split.n_rows, 40)]).double()
+    assert facts["rows"] == len(rows) < split.n_rows
+    assert facts["mean_square"] == pytest.approx(float(rows.square().sum(1).mean()), rel=1e-12)
+    np.testing.assert_allclose(facts["mean"], rows.mean(0).numpy(), rtol=1e-12, atol=1e-15)

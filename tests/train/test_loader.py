@@ -13,13 +13,10 @@ from train.loader import RUN_ROWS, Loader
 class Numbered(ActivationSplit):
     """Row r is (r,), made when it is read."""
 
-    def __init__(self, n: int) -> None:
-        object.__setattr__(self, "d_in", 1)
-        object.__setattr__(self, "n", n)
+    widths = (1,)
 
-    @property
-    def n_rows(self) -> int:
-        return self.n  # type: ignore[attr-defined]
+    def __init__(self, n: int) -> None:
+        self.n_rows = n
 
     def stored(self, start: int, stop: int):
         return torch.arange(start, min(stop, self.n_rows), dtype=torch.float32)[:, None]

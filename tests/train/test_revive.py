@@ -15,7 +15,7 @@ from sae.architectures.configs import (
 from sae.architectures.relu import ReLUSAE
 from sae.dictionary import Shape, Step
 from sae.errors import ConfigError
-from sae.store import ActivationSplit, Pairs, Places
+from sae.store import Pairs, Places, StoredSplit
 from tests.train.planted import N_FEATURES, D, X, choices, contents, member, planted, train
 from train import optim, revive
 from train.learner import Learner
@@ -173,7 +173,7 @@ def test_the_average_starts_again_too(pairs):
 def test_without_dead_latents_nothing_is_read(pairs):
     dictionary, optimizer = learning()
     before = {key: value.clone() for key, value in dictionary.state_dict().items()}
-    unreadable = Pairs(ActivationSplit([[]], (D,)), pairs.sites, pairs.places)
+    unreadable = Pairs(StoredSplit([[]], (D,)), pairs.sites, pairs.places)
     found = revive.resample(dictionary, None, optimizer, unreadable, Step(6, 20, is_dead()), 640, seed=0)
     assert len(found) == 0
     assert all(torch.equal(value, before[key]) for key, value in dictionary.state_dict().items())
