@@ -215,8 +215,8 @@ class ActivationStore:
         if split in self.box.facts.get("not_kept", ()):
             if self.compute is None:
                 raise StoreError(
-                    f"{self.box.path}: activations on {split} are not kept (harvest.keep_train = false), and no model is "
-                    "here to compute them; harvest again with harvest.keep_train=true"
+                    f"{self.box.path}: activations on {split} are not kept (harvest.keep_train = false), and no model "
+                    "is here to compute them; harvest again with harvest.keep_train=true"
                 )
             return self.compute(sites, split)
         columns = []

@@ -6,9 +6,9 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from sae import harvest as module
 from sae.config import HarvestConfig
 from sae.errors import ConfigError, DataError, StoreError
-from sae import harvest as module
 from sae.harvest import ComputedSplit, harvest
 from sae.stage import stage
 from sae.store import ActivationStore, spread
@@ -220,14 +220,16 @@ def test_what_is_not_kept_takes_no_disk_and_is_computed_when_it_is_read(tmp_path
         f"{box.path}: activations on train are not kept (harvest.keep_train = false), and no model is here to compute "
         "them; harvest again with harvest.keep_train=true"
     )
-    with pytest.raises(StoreError, match="no activations of mlp_out.9 on train; harvested"):
+    with pytest.raises(StoreError, match=r"no activations of mlp_out\.9 on train; harvested"):
         store.split(["mlp_out.9"], "train")
 
 
 def test_computed_values_beyond_float16_are_refused_too(token_store):
     choices = cfg(sites=("linear:out",), dtype="float16")
     rows = ComputedSplit(Toy(1e5), choices.sites, token_store.split("train"), choices)
-    with pytest.raises(StoreError, match="^train, row 3: an activation of size 100000 is not finite in torch.float16"):
+    with pytest.raises(
+        StoreError, match=r"^train, row 3: an activation of size 100000 is not finite in torch\.float16"
+    ):
         rows.read(3, 9)
 
 
