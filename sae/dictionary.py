@@ -106,7 +106,7 @@ class Dictionary(nn.Module, ABC):
     """Whether it has `reseed`, and a latent with its weights can fire on the row that it was given."""
     steps_are_alike: ClassVar[bool] = False
     """Whether no value decides how large a tensor of its pass is, and none depends on the step's number: a GPU can
-    then record a step. A class that adds such terms to a parent's must say False."""
+    then record a step. Each class says it for itself: it is not inherited."""
     can_divide: ClassVar[bool] = False
     """Whether its latents can be divided among processes: what is summed over latents, and what is chosen among them,
     it asks the partners. Each class says it for itself: it is not inherited."""

@@ -36,7 +36,7 @@ VERSIONS = {
     "tokens": 1,
     "activations": 2,
     "dictionary": 9,
-    "evaluation": 2,
+    "evaluation": 3,
     "codes": 1,
     "index": 1,
     "labels": 1,

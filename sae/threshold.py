@@ -72,7 +72,6 @@ class ThresholdSAE(SAE):
     """One whose latents compete over a batch in training, and are used by one threshold."""
 
     is_normalised = True
-    steps_are_alike = True
     cfg: Any
 
     def __init__(self, cfg: SAEConfig, shape: Shape) -> None:

@@ -126,10 +126,10 @@ class Learner:
             self.progress = checkpoint.load(self.state, self.dictionary, self.optimizer, self.average)
             log.info("resuming at step %d", self.progress.step)
         self.progress.silent_tokens = self.progress.silent_tokens.to(self.accelerator.device)
-        is_alike = self.dictionary.steps_are_alike and self.cfg.optimizer == "adam" and self.average is None
-        is_recorded = (
-            is_alike and self.team.size * self.partners.size == 1 and kernels.is_recordable(self.accelerator.device)
-        )
+        is_alike = bool(vars(type(self.dictionary)).get("steps_are_alike"))
+        is_plain = self.cfg.optimizer == "adam" and self.average is None and self.team.size * self.partners.size == 1
+        n_cells = self.cfg.batch // self.cfg.accumulate * self.member.sae.n_latents
+        is_recorded = is_alike and is_plain and kernels.is_recordable(self.accelerator.device, n_cells)
         self._work = Graphs(self._update) if is_recorded else self._update
 
     def _average(self) -> AveragedModel:
@@ -198,7 +198,7 @@ class Learner:
                 if parameter.grad is not None:
                     parameter.grad = self.team.total(parameter.grad)
         self.dictionary.before_step()
-        self.optimizer.step(self._excess(self.cfg.clip))
+        self.optimizer.step(None if self.cfg.clip is None else self._divisor(self.cfg.clip))
         self.dictionary.after_step(out)
         if self.average is not None:
             self.average.update_parameters(self.dictionary)
@@ -206,10 +206,8 @@ class Learner:
         self.progress.silent_tokens.masked_fill_(fired > 0, 0)
         return terms
 
-    def _excess(self, limit: float | None) -> Tensor | None:
+    def _divisor(self, limit: float) -> Tensor:
         """What the gradient of all parameters must be divided by to have a norm of at most `limit`."""
-        if limit is None:
-            return None
         named = [(name, p.grad) for name, p in self.dictionary.named_parameters() if p.grad is not None]
         if self.partners.size == 1:
             norm = get_total_norm([grad for _, grad in named])

@@ -151,7 +151,8 @@ class Optimizer:
 
 
 def _divide(part: Part, divisor: Tensor | None) -> None:
-    """Torch's fused Adam does it as it reads gradients, for gradient scalers; others' are gone through before."""
+    """Torch's fused Adam does it as it reads gradients (it writes them back, as gradient scalers want it); others' are
+    gone through before."""
     if isinstance(part, torch.optim.Adam) and part.defaults["fused"]:
         part.grad_scale = divisor  # type: ignore[attr-defined]
         return

@@ -13,5 +13,6 @@ class BatchTopKSAE(ThresholdSAE):
     """`x_hat = BatchTopK((x - b_dec) W_enc^T + b_enc) W_dec + b_dec`."""
 
     folds = ("folded",)
+    steps_are_alike = True
     can_divide = True
     cfg: BatchTopKConfig

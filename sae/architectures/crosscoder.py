@@ -74,6 +74,7 @@ class Crosscoder(SAE):
 class BatchTopKCrosscoder(ThresholdSAE):
     """The batch keeps the largest `f_i sum_l ||W_dec,l,i||`; the threshold for use is in that unit too."""
 
+    steps_are_alike = True
     can_divide = True
     cfg: CrosscoderBatchTopKConfig
 

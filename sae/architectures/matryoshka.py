@@ -20,11 +20,13 @@ class MatryoshkaSAE(ThresholdSAE):
     `loss = sum over prefixes m: ||x - f_{1:m} W_dec,{1:m} - b_dec||^2 + AuxK` (eq. 3)."""
 
     folds = ("folded",)
+    steps_are_alike = True
     can_divide = True
     cfg: MatryoshkaConfig
 
     def __init__(self, cfg: MatryoshkaConfig, shape: Shape) -> None:
         super().__init__(cfg, shape)
+        # on the dictionary's device: no tensor may be made from a list while a step is recorded
         self.register_buffer("starts", torch.tensor([0, *cfg.prefixes[:-1]]), persistent=False)
         self.starts: Tensor
 

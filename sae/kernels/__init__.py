@@ -1,7 +1,7 @@
 """Encode and decode with sparse gradients, whatever the dictionary.
 
 `encode` runs any selection: the wide matrix of pre-activations never enters autograd, and is made by
-chunks of rows unless the selection needs it whole (BatchTopK does not). Both functions are differentiable
+chunks of rows unless the selection needs it whole (BatchTopK does so on a GPU only). Both functions are differentiable
 in all their tensors. A backend gives what touches active latents only (`sae.kernels.torch.Kernels`):
 torch anywhere, numba on a CPU and Triton on a GPU where they are installed. `SAE_KERNELS=torch` in the
 environment does without them.
@@ -77,9 +77,9 @@ def remove_parallel(gradient: Float[Tensor, "n d"], unit: Float[Tensor, "n d"]) 
     _kernels(gradient.device.type).remove_parallel(gradient, unit)
 
 
-def is_recordable(device: _torch.device) -> bool:
-    """Whether steps of what waits for no value can be recorded there."""
-    return device.type == "cuda" and _kernels(device.type).is_recordable
+def is_recordable(device: _torch.device, n_cells: int) -> bool:
+    """Whether steps of what waits for no value can be recorded there, with so many pre-activations."""
+    return device.type == "cuda" and _kernels(device.type).is_recordable and n_cells <= autograd.WHOLE
 
 
 def backends() -> list[str]:

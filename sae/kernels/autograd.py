@@ -20,6 +20,7 @@ from sae.select import BatchTopK, Selection, TopK, gather, weighted
 
 CHUNK_ROWS = 512  # rows of pre-activations at a time: those of 24,576 latents, in bfloat16, are 25 MB and stay in cache
 GPU_CHUNK = 1 << 28  # pre-activations at a time on a GPU: enough to fill it
+WHOLE = 1 << 31  # pre-activations of a batch, 4 GB in bfloat16, that a GPU holds at once
 ROW_SHARE = 4  # how many times its mean a row may have of a batch's latents before it is looked at again
 PROBE_ROWS, WIDE_SHARE = 64, 0.03  # of the first rows, so many entries: then whole matrices are faster
 TINY = 1e-30  # least size of a latent that is divided by it
@@ -149,6 +150,9 @@ class _Exact:
 def _tf32() -> Iterator[None]:
     """Within this context a GPU rounds the factors of products of float32 to 11 bits."""
     matmul = torch.backends.cuda.matmul
+    if matmul.fp32_precision == "tf32":  # perhaps for all of torch, which must not become a word of its own
+        yield
+        return
     before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
     try:
         yield
@@ -190,10 +194,10 @@ def _largest_of_batch(centred: Tensor, product: _Product, select: BatchTopK, own
     """BatchTopK's choice from the largest few of each row, so that the wide matrix never exists whole.
 
     Where all of a row's few have been chosen more might have been: such rows are looked at again, for more. A GPU
-    would have to be waited for, and has the room: one that chooses from all of the batch does so.
+    would have to be waited for: it chooses from the wide matrix, up to `WHOLE` pre-activations.
     """
-    n_latents = product.n_latents
-    if own.is_recordable and select.team.size * select.partners.size == 1:
+    n_latents, is_alone = product.n_latents, select.team.size * select.partners.size == 1
+    if own.chooses_from_all and is_alone and len(centred) * n_latents <= WHOLE:
         return own.largest_of_batch(product(centred)[1], select.k * len(centred))
     rows, limit = torch.arange(len(centred), device=centred.device), min(ROW_SHARE * select.k, n_latents)
     settled: list[tuple[Tensor, Tensor]] = []

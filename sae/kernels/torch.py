@@ -20,6 +20,8 @@ class Kernels:
 
     is_recordable: ClassVar[bool] = False
     """Whether nothing waits for a GPU, so that it can record a step."""
+    chooses_from_all: ClassVar[bool] = False
+    """Whether `largest_of_batch` is the faster way to BatchTopK's choice."""
     adds_rounded: ClassVar[bool] = False
     """Whether `row_gradients` takes a table in bfloat16, half the bytes; sums are of the weights' type."""
 
@@ -29,10 +31,10 @@ class Kernels:
 
     def largest_of_batch(self, strengths: Float[Tensor, "rows n"], wanted: int) -> Entries:
         """So many of the largest positive ones of the whole matrix; of equal ones at the edge those that come first.
-        Where too few are positive, others that are not come with them."""
+        Where too few are positive, others that are not come with them. What is no number may be taken or not."""
         chosen = strengths.flatten().sort(descending=True, stable=True).indices[:wanted].sort().values
         n_rows, n = strengths.shape
-        starts = torch.arange(0, (n_rows + 1) * n, n, device=chosen.device)
+        starts = n * torch.arange(n_rows + 1, device=chosen.device)
         return Entries(chosen % n, torch.searchsorted(chosen, starts))
 
     def keep_largest(self, strengths: Float[Tensor, "rows n"], k: int) -> None:

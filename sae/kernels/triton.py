@@ -1,7 +1,7 @@
 """Kernels for a GPU, in Triton: one program a row, or a latent.
 
-Nothing waits for the device, no sum uses atomics: steps repeat bit for bit, and can be captured in a
-graph. Sums are in float32, or float64 where tensors are.
+Nothing waits for the device, and no sum of numbers with a fraction uses atomics: steps repeat bit for bit, and can
+be captured in a graph. Sums are in float32, or float64 where tensors are.
 """
 
 # pyright: reportCallIssue=false
@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from sae.kernels import triton_batch
 from sae.kernels.torch import Kernels
 from sae.latents import Entries
 
@@ -24,17 +25,13 @@ ENTRIES = 4  # rows that it adds up at once; by one warp, or the sum would be on
 DOTS = 8  # entries whose dot products it takes at once
 SEGMENT = 256  # entries of a latent that one program adds up; those of frequent latents are shared out
 MAX_CANDIDATES = 1 << 12  # entries that one program sorts; a larger top-k is torch's
-PART = 256  # entries of a row: where a row keeps a few dozen, most parts keep none, and few keep two
-PARTS = 8  # of which one program looks at together
-COPIES = 16  # of the counts, so that fewer programs add to one
-BINS = 1 << 15  # counts of entries, by the upper bits of what is positive
-LOWER = 1 << 16  # the same by the lower bits that float32 has
 
 
 class Triton(Kernels):
     """All of them."""
 
     is_recordable = True
+    chooses_from_all = True
     adds_rounded = True
 
     def largest(self, strengths: Tensor, k: int) -> Tensor:
@@ -57,36 +54,9 @@ class Triton(Kernels):
         return out
 
     def largest_of_batch(self, strengths: Tensor, wanted: int) -> Entries:
-        """How many entries there are of each size is counted, integers in any order: that says which is the last to be
-        kept. Only what is as large as the `wanted` largest of the parts' peaks can be, so few are counted; and of most
-        parts of a row nothing but the peak is read."""
-        (n_rows, n), device = strengths.shape, strengths.device
         if strengths.dtype not in (torch.float32, torch.bfloat16) or strengths.numel() == 0:
             return super().largest_of_batch(strengths, wanted)
-        shift = 16 if strengths.dtype == torch.float32 else 0
-        width = triton.cdiv(n, PART)
-        grid = n_rows, triton.cdiv(width, PARTS)
-        peaks = torch.empty(n_rows, width, dtype=torch.int32, device=device)
-        own = strengths.contiguous(), peaks
-        counts = torch.zeros(COPIES, BINS, dtype=torch.int32, device=device)
-        _peaks[grid](*own, counts, n, width, shift, PART, PARTS, COPIES, BINS, num_warps=4)
-        floor, _ = _edge(counts.sum(0), wanted)
-        counts = torch.zeros_like(counts)
-        _count[grid](*own, counts, floor, n, width, shift, PART, PARTS, COPIES, BINS, num_warps=4)
-        edge, above = _edge(counts.sum(0), wanted)
-        if shift:
-            counts = torch.zeros(LOWER, dtype=torch.int32, device=device)
-            _count_lower[grid](*own, counts, edge, n, width, shift, PART, PARTS, num_warps=4)
-            lower, more = _edge(counts, wanted - above)
-            edge, above = (edge << shift) | lower, above + more
-        larger, level = torch.empty(2, n_rows * width, dtype=torch.int32, device=device)
-        _count_parts[grid](*own, edge, larger, level, n, width, PART, PARTS, num_warps=4)
-        # of those at the edge, the first of all parts
-        level = torch.minimum(level, (wanted - above - level.cumsum(0) + level).clamp_min(0))
-        places = torch.cat([level.new_zeros(1), (larger + level).cumsum(0)])
-        indices = torch.empty(min(wanted, n_rows * n), dtype=torch.long, device=device)
-        _write_parts[grid](strengths.contiguous(), edge, level, places, indices, n, width, PART, PARTS, num_warps=4)
-        return Entries(indices, places[::width].contiguous())
+        return triton_batch.largest(strengths.contiguous(), wanted)
 
     def rounded(self, matrix: Tensor, sizes: Tensor | None) -> Tensor:
         if matrix.dtype != torch.float32 or not matrix.is_contiguous() or matrix.numel() == 0:
@@ -157,13 +127,6 @@ class Triton(Kernels):
             increment_version(gradient)
 
 
-def _edge(counts: Tensor, wanted: Tensor | int) -> tuple[Tensor, Tensor]:
-    """The largest bin from which on there are at least as many as are wanted, or 0, and how many are above it."""
-    upward = counts.flip(0).cumsum(0).flip(0)
-    edge = (upward[1:] >= wanted).sum(0, keepdim=True)
-    return edge, torch.cat([upward, upward.new_zeros(1)]).gather(0, edge + 1)
-
-
 def _block(d: int) -> int:
     return min(BLOCK, triton.next_power_of_2(d))
 
@@ -223,113 +186,6 @@ def _positions(keys, IS_SHORT: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _bits(strength):
-    """The bits of what is positive, in its order; 0 of all else."""
-    if strength.dtype == tl.bfloat16:
-        bits = strength.to(tl.int16, bitcast=True).to(tl.int32)
-    else:
-        bits = strength.to(tl.int32, bitcast=True)
-    return tl.maximum(bits, 0)
-
-
-@triton.jit
-@no_type_check
-def _parts(n, width, PART: tl.constexpr, PARTS: tl.constexpr):
-    """A program's parts of its row: where each is among all, which of them are there, and where their entries are."""
-    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1) * PARTS + tl.arange(0, PARTS)
-    column = part[:, None] * PART + tl.arange(0, PART)[None, :]
-    return row * width + part, part < width, row * n, column, column < n
-
-
-@triton.jit
-@no_type_check
-def _peaks(
-    strengths,
-    peaks,
-    counts,
-    n,
-    width,
-    SHIFT: tl.constexpr,
-    PART: tl.constexpr,
-    PARTS: tl.constexpr,
-    COPIES: tl.constexpr,
-    BINS: tl.constexpr,
-):
-    place, is_part, start, column, is_in = _parts(n, width, PART, PARTS)
-    best = tl.max(_bits(tl.load(strengths + start + column, mask=is_in, other=0)), axis=1)
-    tl.store(peaks + place, best, mask=is_part)
-    own = counts + (tl.program_id(0) % COPIES) * BINS + (best >> SHIFT)
-    tl.atomic_add(own, tl.full([PARTS], 1, tl.int32), mask=best > 0, sem="relaxed")
-
-
-@triton.jit
-@no_type_check
-def _count(
-    strengths,
-    peaks,
-    counts,
-    floor,
-    n,
-    width,
-    SHIFT: tl.constexpr,
-    PART: tl.constexpr,
-    PARTS: tl.constexpr,
-    COPIES: tl.constexpr,
-    BINS: tl.constexpr,
-):
-    place, is_part, start, column, is_in = _parts(n, width, PART, PARTS)
-    least = tl.load(floor)
-    is_read = (tl.load(peaks + place, mask=is_part, other=0) >> SHIFT) >= least
-    bits = _bits(tl.load(strengths + start + column, mask=is_in & is_read[:, None], other=0))
-    is_counted = (bits > 0) & ((bits >> SHIFT) >= least)
-    own = counts + (tl.program_id(0) % COPIES) * BINS + (bits >> SHIFT)
-    tl.atomic_add(own, tl.full([PARTS, PART], 1, tl.int32), mask=is_counted, sem="relaxed")
-
-
-@triton.jit
-@no_type_check
-def _count_lower(
-    strengths, peaks, counts, edge, n, width, SHIFT: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr
-):
-    """By the lower bits, those whose upper ones are at the edge."""
-    place, is_part, start, column, is_in = _parts(n, width, PART, PARTS)
-    upper = tl.load(edge)
-    is_read = (tl.load(peaks + place, mask=is_part, other=0) >> SHIFT) >= upper
-    bits = _bits(tl.load(strengths + start + column, mask=is_in & is_read[:, None], other=0))
-    is_counted = (bits > 0) & ((bits >> SHIFT) == upper)
-    own = counts + (bits & ((1 << SHIFT) - 1))
-    tl.atomic_add(own, tl.full([PARTS, PART], 1, tl.int32), mask=is_counted, sem="relaxed")
-
-
-@triton.jit
-@no_type_check
-def _count_parts(strengths, peaks, edge, larger, level, n, width, PART: tl.constexpr, PARTS: tl.constexpr):
-    """Of each part, how many entries are larger than the edge, and how many are at it."""
-    place, is_part, start, column, is_in = _parts(n, width, PART, PARTS)
-    limit = tl.load(edge)
-    is_read = is_in & (tl.load(peaks + place, mask=is_part, other=0) >= limit)[:, None]
-    bits = _bits(tl.load(strengths + start + column, mask=is_read, other=0))
-    tl.store(larger + place, tl.sum((bits > limit).to(tl.int32), axis=1), mask=is_part)
-    tl.store(level + place, tl.sum(((bits == limit) & is_read).to(tl.int32), axis=1), mask=is_part)
-
-
-@triton.jit
-@no_type_check
-def _write_parts(strengths, edge, level, places, indices, n, width, PART: tl.constexpr, PARTS: tl.constexpr):
-    """What is larger than the edge, and the first of those at it, as many as the part may have, by latent."""
-    place, is_part, start, column, is_in = _parts(n, width, PART, PARTS)
-    first, end = tl.load(places + place, mask=is_part, other=0), tl.load(places + place + 1, mask=is_part, other=0)
-    limit, is_read = tl.load(edge), is_in & (first < end)[:, None]
-    bits = _bits(tl.load(strengths + start + column, mask=is_read, other=0))
-    is_level = ((bits == limit) & is_read).to(tl.int32)
-    is_early = tl.cumsum(is_level, axis=1) <= tl.load(level + place, mask=is_part, other=0)[:, None]
-    is_kept = (bits > limit) | ((is_level > 0) & is_early)
-    own = indices + first[:, None] + tl.cumsum(is_kept.to(tl.int32), axis=1) - 1
-    tl.store(own, column.to(tl.int64), mask=is_kept)
-
-
-@triton.jit
-@no_type_check
 def _round(matrix, sizes, out, d, IS_SIZED: tl.constexpr, BLOCK: tl.constexpr):
     row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     values = tl.load(matrix + row * d + column, mask=column < d, other=0)
@@ -345,7 +201,7 @@ def _round(matrix, sizes, out, d, IS_SIZED: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit(do_not_specialize=["n"])  # it differs from step to step: one compilation for all
 @no_type_check
 def _dots(table, matrix, rows, indices, out, n, d, BLOCK: tl.constexpr, ENTRIES: tl.constexpr, KIND: tl.constexpr):
-    """Entries of one row, which most are, read it once."""
+    """Entries of one row read it once: most are, but where rows are cut into groups of a few entries."""
     start = tl.program_id(0).to(tl.int64) * ENTRIES
     entry = start + tl.arange(0, ENTRIES)
     is_own = entry < n

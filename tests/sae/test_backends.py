@@ -165,6 +165,8 @@ def test_the_largest_of_a_batch_at_real_sizes_and_of_ties(own, dtype):
     skewed = strengths(1, 6, 400, dtype)
     skewed[2] += 5  # most are of one row
     check_largest_of_batch(kernels, skewed.to(device), 6 * 50)
+    skewed[1, 7] = torch.nan  # taken or not
+    assert len(kernels.largest_of_batch(skewed.to(device), 9).indices) == 9
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in multiply:RuntimeWarning")  # numpy's, in Triton's interpreter

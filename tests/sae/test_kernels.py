@@ -396,3 +396,11 @@ def test_tf32_is_asked_for_within_its_context_only():
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
         raise KeyError
     assert torch.backends.cuda.matmul.fp32_precision == before
+
+
+def test_tf32_that_is_there_for_all_is_left_alone(monkeypatch):
+    monkeypatch.setattr(torch.backends, "fp32_precision", "tf32")
+    with autograd._tf32():
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    monkeypatch.undo()
+    assert torch.backends.cuda.matmul.fp32_precision != "tf32"

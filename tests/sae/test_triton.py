@@ -6,7 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.sae.test_backends import GPU, check_largest, check_sums, problem, strengths
+from sae.kernels import autograd
+from sae.kernels.torch import Kernels
+from sae.select import BatchTopK
+from tests.sae.test_backends import GPU, check_largest, check_largest_of_batch, check_sums, problem, strengths
 
 gpu = pytest.importorskip("sae.kernels.triton")
 OWN = gpu.Triton()
@@ -45,6 +48,52 @@ def test_frequent_latents_are_added_up_in_parts(monkeypatch, segment, n_latents)
     monkeypatch.setattr(gpu, "SEGMENT", segment)
     check_sums((gpu.Triton(), GPU), 0, [16] * 8, n_latents, 5, torch.float64)
     check_sums((gpu.Triton(), GPU), 1, [8, 0, 3, 40], n_latents, 5, torch.float32)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [3, 40])
+def test_the_edge_of_a_batch_lies_in_the_lower_bits_too(kind, rows):
+    """Of numbers that differ in their lower bits only, and of as many rows as share counts."""
+    steps = torch.randint(0, 4, (rows, 300), generator=torch.Generator().manual_seed(0))
+    check_largest_of_batch(OWN, (1 + steps * 2.0**-20).to(kind).to(GPU), 21 * rows)
+    check_largest_of_batch(OWN, (1 + steps * 2.0**-7).to(kind).to(GPU), 21 * rows)
+
+
+@pytest.mark.parametrize("is_rounded", [False, True])
+@pytest.mark.parametrize("is_sized", [False, True])
+@pytest.mark.parametrize("whole", [True, False])
+def test_batch_top_k_is_the_plain_one(monkeypatch, is_rounded, is_sized, whole):
+    """What is kept, values and gradients, from all of the batch or from the largest few of each row; values are exact
+    where the choice is rounded. One row has most of what is kept."""
+    monkeypatch.setattr(autograd, "WHOLE", 1 << 31 if whole else 0)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(shape, generator=generator) for shape in ((12, 20), (300, 20), (300,))]
+    drawn[0][5] *= 20
+    sizes = (torch.rand(300, generator=generator) + 0.5).to(GPU) if is_sized else None
+    found = []
+    for own in (OWN, Kernels()):
+        x, W, b = (part.to(GPU).requires_grad_() for part in drawn)
+        with torch.autocast(GPU, torch.bfloat16, enabled=is_rounded):
+            latents = autograd.encode(x, W, b, None, BatchTopK(6, sizes), own, may_be_wide=False)
+        (latents.values * torch.arange(len(latents.values), device=GPU)).sum().backward()
+        found.append((latents, [part.grad for part in (x, W, b)]))
+    (latents, grads), (others, expected) = found
+    assert len(latents.indices) == 12 * 6
+    assert torch.equal(latents.offsets, others.offsets)
+    assert torch.equal(latents.indices, others.indices)
+    assert int(latents.offsets.diff().max()) > 24, "more than the largest few of a row"
+    torch.testing.assert_close(latents.values, others.values)
+    # tables of gradients may be bfloat16, in steps of 2^-8
+    loose = 2**-7 if is_rounded else 1e-5
+    for own, other in zip(grads, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=loose, atol=loose * float(other.abs().max()))
+
+
+def test_tables_of_gradients_are_rounded_where_products_are():
+    entries, weights, table, _ = problem(GPU, 0, [3, 0, 7, 5], 6, 40, torch.float32)
+    found = autograd.row_gradients(entries, weights, table, 600, OWN, is_rounded=True)
+    assert torch.equal(found, OWN.row_gradients(entries, weights, table.bfloat16(), 600))
+    assert not torch.equal(found, OWN.row_gradients(entries, weights, table, 600))
 
 
 def test_a_table_may_be_bfloat16():

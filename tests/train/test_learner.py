@@ -297,6 +297,15 @@ def test_the_rate_of_each_step(store, tmp_path):
     assert rates == pytest.approx([0.05, 0.1, 0.1, 0.1, 0.1, 0.1, 0.08, 0.06, 0.04, 0.02])
 
 
+def test_a_gradient_that_is_small_enough_is_left_as_it_is(store, tmp_path):
+    clipped, free = (
+        gradients(store, tmp_path / str(clip), choices(lr=1.0, clip=clip), ReLUAprilConfig(n_latents=64))
+        for clip in (1e6, None)
+    )
+    for name, gradient in free.items():
+        assert torch.equal(clipped[name], gradient), name
+
+
 @pytest.mark.parametrize(("clip", "norm"), [(1e-2, 1e-2), (None, None)])
 def test_the_gradient_is_clipped_to_a_norm(store, tmp_path, clip, norm):
     found = gradients(store, tmp_path / "a", choices(lr=1.0, clip=clip), ReLUAprilConfig(n_latents=64))
@@ -384,6 +393,9 @@ class Ops(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is not torch.ops.aten.repeat_interleave.Tensor or "output_size" not in (kwargs or {}):
             self.names.add(func.__name__.split(".")[0])
+        indices = args[1] if func.__name__.startswith("index") and isinstance(args[1], list) else []
+        if any(index is not None and index.dtype == torch.bool for index in indices):
+            self.names.add("nonzero")  # as many as are true
         return func(*args, **(kwargs or {}))
 
 

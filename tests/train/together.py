@@ -58,7 +58,7 @@ CASES: dict[str, tuple[Any, Places, dict[str, Any]]] = {
     "latents: topk, whitened": (TopKConfig(**FEW, k=40, normalise="whiten"), X_TO_Y, {**SOON, **LATENTS}),
     "latents: batchtopk": (BatchTopKConfig(**FEW, k=K), X, {**SOON, **LATENTS}),
     "latents: batchtopk, few for a row": (BatchTopKConfig(**FEW, k=1), X_TO_Y, {**SOON, **LATENTS}),
-    "latents: matryoshka": (MatryoshkaConfig(**FEW, k=K), X, {**SOON, **LATENTS}),
+    "latents: matryoshka": (MatryoshkaConfig(**FEW, k=K, groups=(0.25, 0.5, 0.25)), X, {**SOON, **LATENTS}),
     "latents: crosscoder": (CrosscoderConfig(**FEW), X_AND_Y, {**SOON, **LATENTS}),
     "latents: crosscoder_batchtopk": (CrosscoderBatchTopKConfig(**FEW, k=K), X_AND_Y, {**SOON, **LATENTS}),
     "latents: relu": (ReLUConfig(n_latents=256, sparsity_coef=3.0), X, {**SOON, **LATENTS}),
