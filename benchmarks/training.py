@@ -103,7 +103,7 @@ _RELU = (
 )
 _JUMPRELU = (
     Contestant(OURS, "jumprelu"),
-    Contestant(OURS, "jumprelu", label=_SPARSE, others={"init_l0": 100, "init_decoder": "random", "decoder": "free"}),
+    Contestant(OURS, "jumprelu", label=_SPARSE, others={"threshold": 0.01}),
     Contestant("SAELens", "jumprelu"),
     Contestant("dictionary_learning", "jumprelu", knob=100),
 )

@@ -46,6 +46,11 @@ class Entries:
         result.__dict__["by_latent"] = self.by_latent
         return result
 
+    def subset(self, kept: Bool[Tensor, " nnz"]) -> "Entries":
+        """Only those that are kept."""
+        running = torch.cat([kept.new_zeros(1, dtype=torch.long), kept.cumsum(0)])
+        return Entries(self.indices[kept], running[self.offsets])
+
     def bounds(self, n_latents: int) -> Int[Tensor, " n_latents_and_1"]:
         """Where each latent's entries begin and end in `by_latent`."""
         numbers = torch.arange(n_latents + 1, dtype=torch.int32, device=self.indices.device)
@@ -100,9 +105,7 @@ class Latents:
 
     def subset(self, kept: Bool[Tensor, " nnz"]) -> "Latents":
         """Only the entries where `kept`; differentiable."""
-        running = torch.cat([kept.new_zeros(1, dtype=torch.long), kept.cumsum(0)])
-        offsets = running[self.offsets]
-        return Latents(self.values[kept], self.indices[kept], offsets, self.pre_acts[kept], self.n_latents)
+        return Latents.of(self.values[kept], self.entries.subset(kept), self.pre_acts[kept], self.n_latents)
 
     def fired(self) -> "Latents":
         """Only the entries that have fired (value > 0), outside autograd."""

@@ -36,12 +36,18 @@ class Selection(ABC):
 
     @property
     def is_exact(self) -> bool:
-        """Whether pre-activations must not be rounded to bfloat16 before it decides."""
+        """Whether pre-activations must not be rounded to bfloat16 before it decides; then it has `keeps`."""
         return False
 
     @abstractmethod
     def entries(self, pre_acts: Float[Tensor, "batch n_latents"]) -> Entries:
         """Which pre-activations, weighted with `sizes` if there are any, are kept; called without gradient."""
+
+    def keeps(
+        self, pre_acts: Float[Tensor, "*kept"], indices: Which, slack: Float[Tensor, " n_latents"] | float = 0.0
+    ) -> Bool[Tensor, "*kept"]:
+        """Which of these `entries` would have, or with so much `slack` might have: those that are less than it below."""
+        raise NotImplementedError
 
     def values(self, pre_acts: Float[Tensor, "*kept"], indices: Which) -> Float[Tensor, "*kept"]:  # noqa: ARG002 - for variants
         """The latents of the kept pre-activations, whose latents are `indices`; see `is_elementwise`."""
@@ -212,9 +218,14 @@ class JumpReLU(Selection):
         return 0 < self.bandwidth < NARROW
 
     def entries(self, pre_acts: Float[Tensor, "batch n_latents"]) -> Entries:
-        if self.bandwidth == 0:
-            return where(pre_acts > self.threshold.detach().clamp_min(0))
-        return where(pre_acts > self.threshold.detach() - self.bandwidth / 2)
+        return where(self.keeps(pre_acts, ...))
+
+    def keeps(
+        self, pre_acts: Float[Tensor, "*kept"], indices: Which, slack: Float[Tensor, " n_latents"] | float = 0.0
+    ) -> Bool[Tensor, "*kept"]:
+        threshold = self.threshold.detach()
+        edge = threshold - self.bandwidth / 2 if self.bandwidth > 0 else threshold.clamp_min(0)
+        return pre_acts > (edge - slack)[indices]
 
     def values(self, pre_acts: Float[Tensor, "*kept"], indices: Which) -> Float[Tensor, "*kept"]:
         return _Jump.apply(pre_acts, self.threshold[indices], self.bandwidth, self.ste_to_input)  # type: ignore[return-value]

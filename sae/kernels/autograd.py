@@ -16,13 +16,14 @@ from torch.nn.functional import linear
 
 from sae.kernels.torch import Kernels
 from sae.latents import Entries, Latents, WideLatents, above, column_sums
-from sae.select import BatchTopK, Selection, TopK, gather, weighted
+from sae.select import BatchTopK, Selection, TopK, gather, weighted, where
 
 CHUNK_ROWS = 512  # rows of pre-activations at a time: those of 24,576 latents, in bfloat16, are 25 MB and stay in cache
 GPU_CHUNK = 1 << 28  # pre-activations at a time on a GPU: enough to fill it
 WHOLE = 1 << 31  # pre-activations of a batch, 4 GB in bfloat16, that a GPU holds at once
 ROW_SHARE = 4  # how many times its mean a row may have of a batch's latents before it is looked at again
 PROBE_ROWS, WIDE_SHARE = 64, 0.03  # of the first rows, so many entries: then whole matrices are faster
+ROUNDING = 5 * 2**-9  # of the size of a sum of products: six deviations of what two factors in bfloat16 add to it
 TINY = 1e-30  # least size of a latent that is divided by it
 ROUGH_SHARE = 0.04  # of all latents kept in each row: above it products in bfloat16 beat lists of entries
 DENSE_SHARE = 0.05  # of all latents active: above it one dense product beats the sums over entries
@@ -44,7 +45,10 @@ def encode(
         wide = _WidePreActs.apply(x, W_enc, b_enc, b_pre, centred.detach(), product)
         return WideLatents(select.values(wide, ...), wide)  # type: ignore[arg-type]
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        kept, picked = _select(centred, product, W_enc, b_enc, select, own, is_rounded)
+        if may_round and select.is_exact:
+            kept, picked = _select_exactly(centred, W_enc, b_enc, select, own)
+        else:
+            kept, picked = _select(centred, product, W_enc, b_enc, select, own, is_rounded)
     pre_acts: Tensor = _PreActs.apply(x, W_enc, b_enc, b_pre, centred.detach(), picked, kept, own)  # type: ignore[assignment]
     return Latents.of(select.values(pre_acts, kept.indices), kept, pre_acts, len(W_enc))
 
@@ -86,6 +90,20 @@ def _select(
         if not is_rounded or (select.sizes is None and _is_dense(kept, len(W_enc), is_rounded)):
             return kept, picked.to(b_enc.dtype)
     return kept, own.dots(kept, centred, W_enc) + b_enc[kept.indices]
+
+
+def _select_exactly(
+    centred: Tensor, W_enc: Tensor, b_enc: Tensor, select: Selection, own: Kernels
+) -> tuple[Entries, Tensor]:
+    """What is kept by pre-activations in full precision, and these: computed for those only that a product in bfloat16
+    has near enough."""
+    product = _Rounded(W_enc, b_enc, None, own)
+    spread = W_enc.square().matmul(centred.square().mean(dim=0)).sqrt_()
+    slack = ROUNDING * spread + (b_enc - b_enc.bfloat16())
+    near = _joined([where(select.keeps(product(rows)[1], ..., slack)) for rows in _chunks(centred, len(W_enc))])
+    picked = own.dots(near, centred, W_enc) + b_enc[near.indices]
+    kept = select.keeps(picked, near.indices)
+    return near.subset(kept), picked[kept]
 
 
 def _chunks(x: Tensor, n_latents: int) -> Sequence[Tensor]:

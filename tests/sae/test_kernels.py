@@ -329,6 +329,37 @@ def test_a_narrow_window_is_met_exactly_under_autocast(monkeypatch, dense_share,
     assert ((found.pre_acts.float() - pre_acts).abs().max().item() < 1e-4) == is_again
 
 
+@pytest.mark.parametrize("bandwidth", [0.001, 0.01])
+@pytest.mark.parametrize("d", [32, 512])
+def test_a_narrow_window_is_met_among_many_latents(dense_share, bandwidth, d):
+    """Biases that bfloat16 rounds by more than the window, and a column as large as all others: what is kept, values
+    and gradients are those of float32; by a product in bfloat16 alone others would be kept."""
+    generator = torch.Generator().manual_seed(d)
+    x, W = torch.randn(64, d, generator=generator), torch.randn(3000, d, generator=generator) / d**0.5
+    x[:, 0] *= d**0.5
+    b = -3 + torch.randn(3000, generator=generator)
+    jump = JumpReLU(torch.rand(3000, generator=generator), bandwidth)
+    found = []
+    for is_rounded in (True, False):
+        own = [part.clone().requires_grad_() for part in (x, W, b)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_rounded):
+            latents = kernels.encode(own[0], own[1], own[2], None, jump)
+        latents.values.square().sum().backward()
+        found.append((latents, [part.grad for part in own]))
+    (latents, gradients), (exact, expected) = found
+    rough = jump.entries(linear_in_bfloat16(x, W, b))
+    assert len(set(rough.flat(3000).tolist()) ^ set(exact.entries.flat(3000).tolist())) > 9
+    assert torch.equal(latents.entries.flat(3000), exact.entries.flat(3000))
+    torch.testing.assert_close(latents.pre_acts, exact.pre_acts, rtol=1e-5, atol=1e-5)
+    loose = 1e-4 if dense_share == 1.0 else 2**-7  # dense products are of factors in bfloat16
+    for own, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=loose, atol=loose * float(other.abs().max()))
+
+
+def linear_in_bfloat16(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
+    return torch.nn.functional.linear(*(part.bfloat16() for part in (x, W, b))).float()
+
+
 def test_few_active_latents_are_listed():
     p = problem(2, batch=5, d=4, n_latents=70)
     with torch.no_grad():
