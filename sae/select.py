@@ -46,7 +46,7 @@ class Selection(ABC):
     def keeps(
         self, pre_acts: Float[Tensor, "*kept"], indices: Which, slack: Float[Tensor, " n_latents"] | float = 0.0
     ) -> Bool[Tensor, "*kept"]:
-        """Which of these `entries` would have, or with so much `slack` might have: those that are less than it below."""
+        """Which of these `entries` would have, and those that are less than `slack` below them."""
         raise NotImplementedError
 
     def values(self, pre_acts: Float[Tensor, "*kept"], indices: Which) -> Float[Tensor, "*kept"]:  # noqa: ARG002 - for variants
