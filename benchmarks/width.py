@@ -22,7 +22,7 @@ from benchmarks import results
 from benchmarks.frameworks import OURS, ROOT
 from benchmarks.training import GPU, Case, Contestant, run
 from benchmarks.world import Scale, prepare
-from sae.kernels.autograd import CHUNK_ROWS, _Exact, _Rounded
+from sae.kernels.choice import CHUNK_ROWS, Exact, Rounded
 from sae.kernels.torch import Kernels
 from sae.model import resolve_precision
 
@@ -67,7 +67,7 @@ def floor(scale: Scale, width: int) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     x, W = torch.randn(scale.batch, d, generator=generator), torch.randn(width, d, generator=generator) / d**0.5
     b = torch.zeros(width)
-    product = _Rounded(W, b, None, Kernels()) if is_rounded else _Exact(W, b, None, may_round=False)
+    product = Rounded(W, b, None, Kernels()) if is_rounded else Exact(W, b, None, may_round=False)
     matrix = torch.empty_like(W)
     seconds = _median(lambda: [product(rows) for rows in x.split(CHUNK_ROWS)])
     copy = _median(lambda: matrix.copy_(W))

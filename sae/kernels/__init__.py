@@ -15,7 +15,7 @@ import torch as _torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.kernels import autograd
+from sae.kernels import autograd, choice
 from sae.kernels.torch import Kernels
 from sae.latents import Entries, Latents
 from sae.select import Selection, TopK
@@ -79,7 +79,7 @@ def remove_parallel(gradient: Float[Tensor, "n d"], unit: Float[Tensor, "n d"]) 
 
 def is_recordable(device: _torch.device, n_cells: int) -> bool:
     """Whether steps of what waits for no value can be recorded there, with so many pre-activations."""
-    return device.type == "cuda" and _kernels(device.type).is_recordable and n_cells <= autograd.WHOLE
+    return device.type == "cuda" and _kernels(device.type).is_recordable and n_cells <= choice.WHOLE
 
 
 def backends() -> list[str]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae.dictionary import SAE, Dictionary, Forward, Shape, Step
-from sae.kernels import autograd
+from sae.kernels import choice
 from tests.reference.linear import Weights
 
 AnySAE = TypeVar("AnySAE", bound=SAE)
@@ -144,8 +144,8 @@ def k_sparse_problems() -> st.SearchStrategy[Problem]:
 
 def either_way(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """By seed, the kernels' sums over entries, their dense products for lists of entries, or whole matrices."""
-    monkeypatch.setattr(autograd, "DENSE_SHARE", float(seed % 3 == 0))
-    monkeypatch.setattr(autograd, "WIDE_SHARE", -1.0 if seed % 3 == 2 else 1.0)
+    monkeypatch.setattr(choice, "DENSE_SHARE", float(seed % 3 == 0))
+    monkeypatch.setattr(choice, "WIDE_SHARE", -1.0 if seed % 3 == 2 else 1.0)
 
 
 def copies(dictionary: Dictionary) -> dict[str, Tensor]:

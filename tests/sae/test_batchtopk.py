@@ -14,7 +14,7 @@ from sae import hub
 from sae.architectures.batchtopk import BatchTopKSAE
 from sae.architectures.configs import BatchTopKConfig
 from sae.dictionary import Shape, Step
-from sae.kernels import autograd
+from sae.kernels import choice
 from tests.reference import batchtopk as reference
 from tests.sae import checks
 from tests.sae.checks import X, close, k_sparse_problems, step
@@ -154,7 +154,7 @@ def test_the_threshold_learns_nothing_from_gradients():
 @given(k_sparse_problems(), st.data())
 def test_losses_and_gradients_are_the_dense_ones(monkeypatch, dense_share, problem, data):
     """On the grid many are equal at the edge, and the earlier ones are kept; which AuxK keeps is not promised."""
-    monkeypatch.setattr(autograd, "DENSE_SHARE", dense_share)
+    monkeypatch.setattr(choice, "DENSE_SHARE", dense_share)
     k, k_aux = (data.draw(st.integers(1, problem.choices["n_latents"])) for _ in range(2))
     choices = problem.choices | ({"decoder": "free", "auxk_coef": 0.0} if problem.on_grid else {"auxk_coef": 0.25})
     one, x, target, now = replace(problem, choices=choices).build(

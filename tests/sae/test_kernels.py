@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae import kernels, select
 from sae import latents as sparse_type
-from sae.kernels import autograd
+from sae.kernels import choice
 from sae.latents import Entries, Latents, WideLatents
 from sae.select import BatchTopK, Gated, JumpReLU, ReLU, Selection, TopK
 from tests.reference import batchtopk, linear
@@ -23,7 +23,7 @@ NAMES = ("x", "W_enc", "b_enc", "b_pre", "W_dec")
 
 @pytest.fixture(autouse=True, params=[1.0, 0.0], ids=["sparse", "dense"])
 def dense_share(request, monkeypatch):
-    monkeypatch.setattr(autograd, "DENSE_SHARE", request.param)
+    monkeypatch.setattr(choice, "DENSE_SHARE", request.param)
     return request.param
 
 
@@ -149,7 +149,7 @@ def test_ties_keep_k_different_latents():
 @given(seed=st.integers(0, 10**6), batch=st.integers(1, 29), n=st.integers(1, 59), data=st.data())
 def test_a_batch_is_chosen_from_the_largest_few_of_each_row(monkeypatch, on_gpu, seed, batch, n, data):
     """Rows differ so much in size that some have far more than their share, and must be looked at again."""
-    monkeypatch.setattr(autograd, "CHUNK_ROWS", 5)
+    monkeypatch.setattr(choice, "CHUNK_ROWS", 5)
     if on_gpu:
         monkeypatch.setattr(select, "_largest", select._largest_on_gpu)
     p = problem(seed, batch, 7, n)
@@ -188,7 +188,7 @@ def test_a_rounded_product_decides_and_values_are_exact(choose, dense_share):
 @pytest.mark.parametrize("has_pre_bias", [False, True])
 def test_many_kept_latents_reconstruct_by_whole_matrices(monkeypatch, has_sizes, has_pre_bias):
     """Under autocast. Pre-activations are whole numbers here, which bfloat16 does not round; ties are kept."""
-    monkeypatch.setattr(autograd, "CHUNK_ROWS", 16)
+    monkeypatch.setattr(choice, "CHUNK_ROWS", 16)
     generator = torch.Generator().manual_seed(3)
     shapes = {"x": (40, 8), "W_enc": (60, 8), "b_enc": (60,), "b_pre": (8,), "W_dec": (60, 6)}
     p = {name: torch.randint(-2, 3, shape, generator=generator).float() for name, shape in shapes.items()}
@@ -222,7 +222,7 @@ class Tall(TopK):
 def test_chunks_of_rows_do_not_show(monkeypatch, batch):
     p = problem(1, batch=batch, d=4, n_latents=9)
     whole = sparse(p, TopK(3))
-    monkeypatch.setattr(autograd, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(choice, "CHUNK_ROWS", 4)
     torch.testing.assert_close(sparse(p, Tall(3)), whole, rtol=1e-12, atol=1e-12)
     check(p, 3)
 
@@ -231,7 +231,7 @@ def test_a_batch_is_never_cut_for_a_selection_that_looks_at_all_of_it(monkeypatc
     p = problem(1, batch=11, d=4, n_latents=9)
     with torch.no_grad():
         p["x"][:4] *= 10
-    monkeypatch.setattr(autograd, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(choice, "CHUNK_ROWS", 4)
     pre = dense_pre_acts(p)
     f, _ = sparse(p, BatchTopK(2))
     torch.testing.assert_close(f, linear.active(pre, batchtopk.kept(pre, 2)), rtol=1e-12, atol=1e-12)
@@ -274,7 +274,7 @@ def test_every_selection_is_what_it_is_on_dense_pre_activations(name):
 @pytest.mark.parametrize("share", [-1.0, 1.0], ids=["wide", "listed"])
 def test_whole_matrices_while_many_are_active(monkeypatch, name, share):
     """`WideLatents` say, and learn, what lists of the same entries do, two rows at a time."""
-    monkeypatch.setattr(autograd, "WIDE_SHARE", share)
+    monkeypatch.setattr(choice, "WIDE_SHARE", share)
     monkeypatch.setattr(sparse_type, "CACHED", 2 * 7)
     p = problem(2, batch=5, d=4, n_latents=7)
     generator = torch.Generator().manual_seed(0)
@@ -313,7 +313,7 @@ def test_whole_matrices_while_many_are_active(monkeypatch, name, share):
 @pytest.mark.parametrize("share", [-1.0, 1.0], ids=["wide", "listed"])
 def test_a_narrow_window_is_met_exactly_under_autocast(monkeypatch, dense_share, bandwidth, is_exact, share):
     """Pre-activations that decide are those of float32; decoding and gradients are rounded all the same."""
-    monkeypatch.setattr(autograd, "WIDE_SHARE", share)
+    monkeypatch.setattr(choice, "WIDE_SHARE", share)
     p = problem(3, batch=8, d=32, n_latents=24, dtype=torch.float32)
     jump = JumpReLU(torch.full((24,), 0.1), bandwidth)
     assert jump.is_exact == is_exact
@@ -423,7 +423,7 @@ def test_backends():
 
 def test_tf32_is_asked_for_within_its_context_only():
     before = torch.backends.cuda.matmul.fp32_precision
-    with pytest.raises(KeyError), autograd._tf32():
+    with pytest.raises(KeyError), choice._tf32():
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
         raise KeyError
     assert torch.backends.cuda.matmul.fp32_precision == before
@@ -431,7 +431,7 @@ def test_tf32_is_asked_for_within_its_context_only():
 
 def test_tf32_that_is_there_for_all_is_left_alone(monkeypatch):
     monkeypatch.setattr(torch.backends, "fp32_precision", "tf32")
-    with autograd._tf32():
+    with choice._tf32():
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     monkeypatch.undo()
     assert torch.backends.cuda.matmul.fp32_precision != "tf32"

@@ -17,7 +17,7 @@ from sae.architectures.matching_pursuit import MatchingPursuitSAE
 from sae.config import parse
 from sae.dictionary import Shape
 from sae.errors import ConfigError
-from sae.kernels import autograd
+from sae.kernels import choice
 from sae.weights import normalise_rows
 from tests.reference import matching_pursuit as reference
 from tests.sae import checks
@@ -193,7 +193,7 @@ def test_it_is_no_transcoder():
 @pytest.mark.parametrize("dense_share", [1.0, 0.0], ids=["sparse", "dense"])
 @sizes
 def test_loss_and_gradients_are_the_unrolled_ones(monkeypatch, dense_share, seed, batch, d, n_latents, data):
-    monkeypatch.setattr(autograd, "DENSE_SHARE", dense_share)
+    monkeypatch.setattr(choice, "DENSE_SHARE", dense_share)
     k = data.draw(st.integers(1, n_latents))
     one, x = problem(seed, batch, d, n_latents, k, is_unit=data.draw(st.booleans()))
     x[: data.draw(st.integers(0, batch))] *= data.draw(st.sampled_from([0.0, 1.0, 10.0]))

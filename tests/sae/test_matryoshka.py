@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sae.architectures.batchtopk import BatchTopKSAE
 from sae.architectures.configs import BatchTopKConfig, MatryoshkaConfig
 from sae.architectures.matryoshka import MatryoshkaSAE
-from sae.kernels import autograd
+from sae.kernels import choice
 from tests.reference import matryoshka as reference
 from tests.sae import checks
 from tests.sae.checks import X, close, k_sparse_problems, step, total
@@ -95,7 +95,7 @@ def test_groups_that_are_none(groups, message):
 @pytest.mark.parametrize("dense_share", [1.0, 0.0], ids=["sparse", "dense"])
 @given(k_sparse_problems(), st.data())
 def test_one_group_is_batchtopk_exactly(monkeypatch, dense_share, problem, data):
-    monkeypatch.setattr(autograd, "DENSE_SHARE", dense_share)
+    monkeypatch.setattr(choice, "DENSE_SHARE", dense_share)
     choices = problem.choices | {"k": data.draw(st.integers(1, problem.choices["n_latents"])), "auxk": 2}
     one, x, target, now = problem.build(MatryoshkaSAE, MatryoshkaConfig(**choices, groups=(1.0,)))
     other, *_ = problem.build(BatchTopKSAE, BatchTopKConfig(**choices))
@@ -116,7 +116,7 @@ def test_one_group_is_batchtopk_exactly(monkeypatch, dense_share, problem, data)
 @pytest.mark.parametrize("dense_share", [1.0, 0.0], ids=["sparse", "dense"])
 @given(k_sparse_problems(), st.integers(2, 9), st.data())
 def test_losses_and_gradients_are_the_dense_ones(monkeypatch, dense_share, problem, n, data):
-    monkeypatch.setattr(autograd, "DENSE_SHARE", dense_share)
+    monkeypatch.setattr(choice, "DENSE_SHARE", dense_share)
     ends = [*sorted(data.draw(st.sets(st.integers(1, n - 1), max_size=3))), n]
     groups = tuple((end - start) / n for start, end in zip([0, *ends[:-1]], ends, strict=True))
     k, k_aux = (data.draw(st.integers(1, n)) for _ in range(2))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sae.architectures.configs import SwitchConfig
 from sae.architectures.switch import SwitchSAE
 from sae.dictionary import InputStats, Shape
-from sae.kernels import autograd
+from sae.kernels import choice
 from sae.scaling import SiteStats
 from tests.reference import switch as reference
 from tests.sae import checks
@@ -143,7 +143,7 @@ def test_k_is_within_an_expert():
 @pytest.mark.parametrize("dense_share", [1.0, 0.0], ids=["sparse", "dense"])
 @given(k_sparse_problems(), st.integers(1, 4), st.integers(1, 3), st.data())
 def test_losses_and_gradients_are_the_dense_ones(monkeypatch, dense_share, problem, n_experts, size, data):
-    monkeypatch.setattr(autograd, "DENSE_SHARE", dense_share)
+    monkeypatch.setattr(choice, "DENSE_SHARE", dense_share)
     n = n_experts * size
     k, k_aux = data.draw(st.integers(1, size)), data.draw(st.integers(1, n))
     choices = problem.choices | {"n_latents": n, "n_experts": n_experts, "k": k, "auxk": k_aux}

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sae.architectures.configs import TopKConfig
 from sae.architectures.topk import TopKSAE
 from sae.dictionary import Shape
-from sae.kernels import autograd
+from sae.kernels import choice
 from tests.reference import topk as reference
 from tests.sae import checks
 from tests.sae.checks import X, close, k_sparse_problems, step, total
@@ -167,7 +167,7 @@ def test_the_wider_choice_competes_by_what_it_writes():
 @pytest.mark.parametrize("dense_share", [1.0, 0.0], ids=["sparse", "dense"])
 @given(k_sparse_problems(), st.booleans(), st.data())
 def test_losses_and_gradients_are_the_dense_ones(monkeypatch, dense_share, problem, is_multi, data):
-    monkeypatch.setattr(autograd, "DENSE_SHARE", dense_share)
+    monkeypatch.setattr(choice, "DENSE_SHARE", dense_share)
     problem = replace(problem, on_grid=False)  # which of equals TopK keeps is not promised
     k, k_aux = (data.draw(st.integers(1, problem.choices["n_latents"])) for _ in range(2))
     cfg = TopKConfig(**problem.choices, k=k, auxk=k_aux, auxk_coef=0.25, multi_coef=0.5 * is_multi)

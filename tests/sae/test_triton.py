@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sae.kernels import autograd
+from sae.kernels import autograd, choice
 from sae.kernels.torch import Kernels
 from sae.select import BatchTopK
 from tests.sae.test_backends import GPU, check_largest, check_largest_of_batch, check_sums, problem, strengths
@@ -65,7 +65,7 @@ def test_the_edge_of_a_batch_lies_in_the_lower_bits_too(kind, rows):
 def test_batch_top_k_is_the_plain_one(monkeypatch, is_rounded, is_sized, whole):
     """What is kept, values and gradients, from all of the batch or from the largest few of each row; values are exact
     where the choice is rounded. One row has most of what is kept."""
-    monkeypatch.setattr(autograd, "WHOLE", 1 << 31 if whole else 0)
+    monkeypatch.setattr(choice, "WHOLE", 1 << 31 if whole else 0)
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randn(shape, generator=generator) for shape in ((12, 20), (300, 20), (300,))]
     drawn[0][5] *= 20
