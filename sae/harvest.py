@@ -115,6 +115,8 @@ class ComputedSplit(ActivationSplit):
         StoreError: an activation does not fit `cfg.dtype`.
     """
 
+    is_computed = True
+
     def __init__(
         self,
         model: nn.Module,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -42,6 +43,8 @@ class Shard:
 class ActivationSplit(ABC):
     """The activations of one or more sites on one split, side by side."""
 
+    is_computed: ClassVar[bool] = False
+    """Whether rows are dear, so that processes that need the same share the work."""
     widths: tuple[int, ...]
     """Of each site."""
     n_rows: int

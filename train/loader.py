@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.store import ActivationSplit
+from sae.team import ALONE, Team
 
 RUN_ROWS = 4096
 
@@ -34,6 +35,8 @@ class Loader:
 
     Args:
         parts: the rows of each batch that are wanted, one behind the other; all of them, if not said.
+        team: processes that ask for the same steps, each for its parts. Rows that are computed each computes its share
+            of, and gets the others'.
     """
 
     def __init__(
@@ -44,7 +47,9 @@ class Loader:
         seed: int,
         device: torch.device | str = "cpu",
         parts: Sequence[slice] = (slice(None),),
+        team: Team = ALONE,
     ) -> None:
+        self.team = team if split.is_computed else ALONE
         self.split, self.batch_rows, self.seed, self.device = split, batch, seed, device
         self.parts = [range(*part.indices(batch)) for part in parts]
         self.runs_per_window = max(1, window_rows // RUN_ROWS)
@@ -59,7 +64,11 @@ class Loader:
     def batch(self, step: int) -> Float[Tensor, "batch d"]:
         """Rows `step * batch ...` of the endless shuffled stream."""
         first = step * self.batch_rows
-        pieces = [self._stream(first + part.start, len(part)) for part in self.parts]
+        if self.team.size > 1:  # all need the same windows then, at the same time
+            whole = self._stream(first, self.batch_rows)
+            pieces = [whole[part.start : part.stop] for part in self.parts]
+        else:
+            pieces = [self._stream(first + part.start, len(part)) for part in self.parts]
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
     def _stream(self, at: int, needed: int) -> Tensor:
@@ -100,4 +109,10 @@ class Loader:
             return self._window.rows
         self._window = None  # the old window goes before the new one comes
         bounds = [(run * RUN_ROWS, (run + 1) * RUN_ROWS) for run in runs]
-        return torch.cat([part.to(self.device) for part in self.split.each(bounds)])
+        if self.team.size == 1:
+            return torch.cat([part.to(self.device) for part in self.split.each(bounds)])
+        size = -(-len(bounds) // self.team.size)
+        own = bounds[self.team.rank * size : (self.team.rank + 1) * size] or [(0, 0)]
+        rows = torch.cat([part.to(self.device) for part in self.split.each(own)])
+        kind = torch.int16 if rows.element_size() == 2 else torch.int32  # the same bits, whatever is sent
+        return self.team.joined(rows.view(kind)).view(rows.dtype)

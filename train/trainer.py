@@ -59,7 +59,8 @@ def fit(members: Sequence[Member], store: ActivationStore, seed: int, logs: Path
     sites = tuple(dict.fromkeys(site for member in members for site in member.places.sites))
     split = store.split(sites, "train")
     parts = _parts(cfg, rows_of) if rows_of.size > 1 else [slice(None)]
-    loader = Loader(split, cfg.batch, cfg.window_rows, seed, accelerator.device, parts)
+    sharers = team if is_shared else ALONE
+    loader = Loader(split, cfg.batch, cfg.window_rows, seed, accelerator.device, parts, sharers)
     sample = loader.first(min(cfg.init_rows, split.n_rows)).cpu()
     n_steps = max(1, cfg.tokens // cfg.batch)
     learners = [Learner(member, store, n_steps, accelerator, rows_of, partners) for member in own]

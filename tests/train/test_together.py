@@ -77,7 +77,20 @@ def test_a_batch_that_is_divided_is_the_same_step(both, name):
 def test_each_process_has_its_part_of_the_latents(both, name):
     n_latents, parts = CASES[name][0].n_latents, 2 if "latents" in name else 1
     for rank in (0, 1):
-        assert read_json(both[1] / f"{name} {rank}.json") == {"n_latents": n_latents // parts}
+        assert read_json(both[1] / f"{name} {rank}.json")["n_latents"] == n_latents // parts
+
+
+@pytest.mark.slow
+def test_rows_that_are_computed_are_computed_once(both):
+    """Two windows of three runs, of which the first process has two; of single runs it has all, two for the first
+    weights and five for 16 steps."""
+    rows = {
+        name: [read_json(both[1] / f"{name} {rank}.json")["n_read"] for rank in (0, 1)]
+        for name in ("topk, computed", "latents: topk, computed")
+    }
+    (first, second), (every, none) = rows.values()
+    assert (first, second) == (4000, 2000)
+    assert (every, none) == (7000, 0)
 
 
 @pytest.mark.slow

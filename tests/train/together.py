@@ -4,9 +4,11 @@ torchrun --nproc_per_node=2 -m tests.train.together STORE OUT STEPS [case ...]
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from sae.architectures.configs import (
     BatchTopKConfig,
@@ -23,10 +25,10 @@ from sae.architectures.configs import (
 )
 from sae.files import write_json
 from sae.stage import open_box
-from sae.store import ActivationStore, Places
+from sae.store import ActivationSplit, ActivationStore, Places, StoredSplit
 from sae.team import current
 from tests.train.planted import X_AND_Y, X_TO_Y, K, X, choices, member
-from train import learner, trainer
+from train import learner, loader, trainer
 from train.learner import Learner
 from train.trainer import fit
 
@@ -39,6 +41,8 @@ MANY = TopKConfig(n_latents=512, k=1, init_decoder="random", auxk_coef=1.0)
 """Most of these die."""
 CASES: dict[str, tuple[Any, Places, dict[str, Any]]] = {
     "topk": (TopKConfig(**FEW, k=K), X, SOON),
+    "topk, computed": (TopKConfig(**FEW, k=K), X, {**SOON, "accumulate": 2, "window_rows": 3000}),
+    "latents: topk, computed": (TopKConfig(**FEW, k=K), X_TO_Y, {**SOON, **LATENTS, "window_rows": 1000}),
     "topk accumulated": (TopKConfig(**FEW, k=K), X, {**SOON, "accumulate": 2}),
     "topk, many dead": (MANY, X, SOON),
     "topk averaged": (TopKConfig(**FEW, k=K), X, {"ema": 0.9, "resample_tokens": BATCH * 4, **SOON}),
@@ -75,12 +79,44 @@ CASES: dict[str, tuple[Any, Places, dict[str, Any]]] = {
 }
 
 
+class Dear(StoredSplit):
+    """Rows that are shared out as computed ones are, and counted."""
+
+    is_computed = True
+    n_read: ClassVar[int] = 0
+
+    def each(self, bounds: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+        for part in super().each(bounds):
+            Dear.n_read += len(part)
+            yield part
+
+
+class Computing(ActivationStore):
+    """A store of which the train split is dear."""
+
+    def split(self, sites: Sequence[str], split: str) -> ActivationSplit:
+        whole = super().split(sites, split)
+        assert isinstance(whole, StoredSplit)
+        return Dear(whole.columns, whole.widths) if split == "train" else whole
+
+
 def learn(store: ActivationStore, out: Path, steps: int, names: Sequence[str] = ()) -> None:
-    """Each case by itself into a folder of its own, then three dictionaries beside each other; or one case alone."""
+    """Each case by itself into a folder of its own, then three dictionaries beside each other; or one case alone. Runs
+    are short, so that batches reach over windows, and processes have unequal shares of one, or none."""
+    former, loader.RUN_ROWS = loader.RUN_ROWS, 1000
+    try:
+        _learn(store, out, steps, names)
+    finally:
+        loader.RUN_ROWS = former
+
+
+def _learn(store: ActivationStore, out: Path, steps: int, names: Sequence[str]) -> None:
     for name in names or CASES:
         sae, places, changes = CASES[name]
         cfg = choices(tokens=BATCH * steps, batch=BATCH, evaluate_every=8, **changes)
-        fit([member(out / name, cfg, sae, places)], store, 0, out / "logs")
+        Dear.n_read = 0
+        of = Computing(store.box) if "computed" in name else store
+        fit([member(out / name, cfg, sae, places)], of, 0, out / "logs")
     if not names:
         cfg = choices(tokens=BATCH * steps, batch=BATCH, evaluate_every=8)
         beside = [member(out / f"k={k}", cfg, TopKConfig(**FEW, k=k)) for k in BESIDE]
@@ -88,11 +124,11 @@ def learn(store: ActivationStore, out: Path, steps: int, names: Sequence[str] = 
 
 
 class Noted(Learner):
-    """One that notes how many latents its process has."""
+    """One that notes how many latents its process has, and how many dear rows it has read."""
 
     def finish(self) -> dict[str, Any]:
         out, own = self.member.out, len(self.dictionary.directions)
-        write_json(out.with_name(f"{out.name} {current().rank}.json"), {"n_latents": own})
+        write_json(out.with_name(f"{out.name} {current().rank}.json"), {"n_latents": own, "n_read": Dear.n_read})
         return super().finish()
 
 
