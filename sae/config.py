@@ -105,7 +105,7 @@ class HarvestConfig:
     shard_rows: Positive = 131072
     """Rows of one file, at most (one context more)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Type in which activations are stored."""
+    """Type in which activations are stored, or computed; one that does not fit ends the stage that reads it."""
     keep_train: bool = True
     """Whether activations of the train split are kept on disk. If not they are computed as they are read: by training
     in each epoch, by the evaluation and by the index."""

@@ -137,14 +137,19 @@ class ComputedSplit(ActivationSplit):
         return next(self.each([(start, stop)]))
 
     def each(self, bounds: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
-        """As many stretches together as a shard has rows, so that forward passes are full."""
-        dtype, together = DTYPES[self.cfg.dtype], []
-        for i, (start, stop) in enumerate(bounds):
-            together.append((start, min(stop, self.n_rows)))
-            is_last = i + 1 == len(bounds)
-            if is_last or sum(last - first for first, last in together) + stop - start > self.cfg.shard_rows:
+        """As many stretches together as reach into a shard's rows, so that forward passes are full."""
+        dtype, together, n_rows = DTYPES[self.cfg.dtype], list[tuple[int, int]](), 0
+        for start, stop in bounds:
+            stretch = start, min(stop, self.n_rows)
+            reached = self._contexts(*stretch)
+            size = int(self.starts[reached[-1] + 1] - self.starts[reached[0]]) if len(reached) else 0
+            if together and n_rows + size > self.cfg.shard_rows:
                 yield from self._computed(together, dtype)
-                together = []
+                together, n_rows = [], 0
+            together.append(stretch)
+            n_rows += size
+        if together:
+            yield from self._computed(together, dtype)
 
     def _computed(self, bounds: Sequence[tuple[int, int]], dtype: torch.dtype) -> Iterator[Tensor]:
         reached = [self._contexts(start, stop) for start, stop in bounds]
@@ -155,6 +160,7 @@ class ComputedSplit(ActivationSplit):
         acts = _run(self.model, self.sites, self.tokens, contexts, self.cfg, self.autocast)
         columns = [acts[site.name] for site in self.sites]
         rows = torch.cat(columns, dim=1) if len(columns) > 1 else columns[0]
+        del acts, columns
         # where the rows of each context begin among those that were computed
         starts = np.concatenate([[0], np.cumsum(np.diff(self.starts)[contexts])])
         for (start, stop), own in zip(bounds, reached, strict=True):
@@ -162,7 +168,7 @@ class ComputedSplit(ActivationSplit):
                 yield rows[:0].to(dtype)
                 continue
             first = int(starts[np.searchsorted(contexts, own[0])]) + start - int(self.starts[own[0]])
-            yield rounded(rows[first : first + stop - start], dtype, f"{self.tokens.name}, row {start}")
+            yield rounded(rows[first : first + stop - start], dtype, f"{self.tokens.name}, rows {start}:{stop}")
 
     def _contexts(self, start: int, stop: int) -> np.ndarray:
         """Those that have one of these rows."""

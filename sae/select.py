@@ -43,11 +43,10 @@ class Selection(ABC):
     def entries(self, pre_acts: Float[Tensor, "batch n_latents"]) -> Entries:
         """Which pre-activations, weighted with `sizes` if there are any, are kept; called without gradient."""
 
-    def keeps(
-        self, pre_acts: Float[Tensor, "*kept"], indices: Which, slack: Float[Tensor, " n_latents"] | float = 0.0
-    ) -> Bool[Tensor, "*kept"]:
-        """Which of these `entries` would have, and those that are less than `slack` below them."""
-        raise NotImplementedError
+    def keeps(self, pre_acts: Float[Tensor, "*kept"], indices: Which) -> Bool[Tensor, "*kept"]:
+        """Which of these `entries` has, of an elementwise selection that `is_exact`; of pre-activations that were
+        rounded also those that are rounded to the edge."""
+        raise NotImplementedError(f"{type(self).__name__} is exact: it must say what it keeps")
 
     def values(self, pre_acts: Float[Tensor, "*kept"], indices: Which) -> Float[Tensor, "*kept"]:  # noqa: ARG002 - for variants
         """The latents of the kept pre-activations, whose latents are `indices`; see `is_elementwise`."""
@@ -220,12 +219,11 @@ class JumpReLU(Selection):
     def entries(self, pre_acts: Float[Tensor, "batch n_latents"]) -> Entries:
         return where(self.keeps(pre_acts, ...))
 
-    def keeps(
-        self, pre_acts: Float[Tensor, "*kept"], indices: Which, slack: Float[Tensor, " n_latents"] | float = 0.0
-    ) -> Bool[Tensor, "*kept"]:
+    def keeps(self, pre_acts: Float[Tensor, "*kept"], indices: Which) -> Bool[Tensor, "*kept"]:
         threshold = self.threshold.detach()
-        edge = threshold - self.bandwidth / 2 if self.bandwidth > 0 else threshold.clamp_min(0)
-        return pre_acts > (edge - slack)[indices]
+        edge = (threshold - self.bandwidth / 2 if self.bandwidth > 0 else threshold.clamp_min(0))[indices]
+        # rounding keeps the order of numbers, but makes some equal
+        return pre_acts > edge if pre_acts.dtype == edge.dtype else pre_acts >= edge.to(pre_acts.dtype)
 
     def values(self, pre_acts: Float[Tensor, "*kept"], indices: Which) -> Float[Tensor, "*kept"]:
         return _Jump.apply(pre_acts, self.threshold[indices], self.bandwidth, self.ste_to_input)  # type: ignore[return-value]

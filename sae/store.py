@@ -211,10 +211,9 @@ class ActivationStore:
             StoreError: one was not harvested, or the split is not kept and cannot be computed here.
         """
         known = self.box.facts["sites"]
-        missing = f"{self.box.path}: no activations of {{}} on {split}; harvested: {self.sites()}"
         for site in sites:
             if site not in known:
-                raise StoreError(missing.format(site))
+                raise self._missing(site, split)
         if split in self.box.facts.get("not_kept", ()):
             if self.compute is None:
                 raise StoreError(
@@ -225,10 +224,13 @@ class ActivationStore:
         columns = []
         for site in sites:
             if split not in known[site]["splits"]:
-                raise StoreError(missing.format(site))
+                raise self._missing(site, split)
             files = known[site]["splits"][split]
             columns.append(_shards((self.box.path / name, rows, self._checksums[name]) for name, rows in files))
         return StoredSplit(columns, tuple(known[site]["d_in"] for site in sites))
+
+    def _missing(self, site: str, split: str) -> StoreError:
+        return StoreError(f"{self.box.path}: no activations of {site} on {split}; harvested: {self.sites()}")
 
     def pairs(self, places: Places, split: str) -> Pairs:
         """What a dictionary at `places` is trained or measured on."""

@@ -128,7 +128,7 @@ class Learner:
         self.progress.silent_tokens = self.progress.silent_tokens.to(self.accelerator.device)
         is_alike = bool(vars(type(self.dictionary)).get("steps_are_alike"))
         is_plain = self.cfg.optimizer == "adam" and self.average is None and self.team.size * self.partners.size == 1
-        n_cells = self.cfg.batch // self.cfg.accumulate * self.member.sae.n_latents
+        n_cells = -(-self.cfg.batch // self.cfg.accumulate) * self.member.sae.n_latents
         is_recorded = is_alike and is_plain and kernels.is_recordable(self.accelerator.device, n_cells)
         self._work = Graphs(self._update) if is_recorded else self._update
 

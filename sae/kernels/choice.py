@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from sae.kernels.torch import Kernels
 from sae.latents import Entries
@@ -21,7 +21,9 @@ GPU_CHUNK = 1 << 28  # pre-activations at a time on a GPU: enough to fill it
 WHOLE = 1 << 31  # pre-activations of a batch, 4 GB in bfloat16, that a GPU holds at once
 ROW_SHARE = 4  # how many times its mean a row may have of a batch's latents before it is looked at again
 PROBE_ROWS, WIDE_SHARE = 64, 0.03  # of the first rows, so many entries: then whole matrices are faster
-ROUNDING = 5 * 2**-9  # of the size of a sum of products: six deviations of what two factors in bfloat16 add to it
+ROUNDING = 7.25 * 2**-9  # of the size of a sum of products: six deviations of what two factors in bfloat16 add to it
+MORE = 32  # columns of what may have been lost: as many as products like to have together
+TINY = 1e-30
 DENSE_SHARE = 0.05  # of all latents active: above it one dense product beats the sums over entries
 GPU_DENSE_SHARE = 0.006  # the same on a GPU, where the product is rounded: an H200 takes 2.2 ns an entry, 16 ps a cell
 
@@ -100,7 +102,7 @@ def choose(
     full precision: rounding changes what is barely kept, and no value; what an exact selection keeps not at all.
     """
     if may_round and select.is_exact:
-        return _choose_exactly(centred, W_enc, b_enc, select, own)
+        return _choose_exactly(centred, product, W_enc, b_enc, select, own)
     is_rounded = isinstance(product, Rounded)
     share = _dense_share(centred.device, is_rounded)
     if type(select) is BatchTopK:
@@ -117,14 +119,22 @@ def choose(
 
 
 def _choose_exactly(
-    centred: Tensor, W_enc: Tensor, b_enc: Tensor, select: Selection, own: Kernels
+    centred: Tensor, exact: Product, W_enc: Tensor, b_enc: Tensor, select: Selection, own: Kernels
 ) -> tuple[Entries, Tensor]:
     """What is kept by pre-activations in full precision, and these: computed for those only that a product in bfloat16
-    has near enough."""
-    product = Rounded(W_enc, b_enc, None, own)
-    spread = W_enc.square().matmul(centred.square().mean(dim=0)).sqrt_()
-    slack = ROUNDING * spread + (b_enc - b_enc.bfloat16())
-    near = _joined([where(select.keeps(product(rows)[1], ..., slack)) for rows in chunks(centred, len(W_enc))])
+    has near enough. To it is added what rounding may have taken: a share of each sum's size, for a row as long as this
+    one, and what the bias has lost."""
+    squares = centred.square()
+    lengths = squares.sum(dim=1).sqrt()
+    longer = lengths / lengths.square().mean().sqrt().clamp_min(TINY)
+    slack = ROUNDING * W_enc.square().matmul(squares.mean(dim=0)).sqrt_()
+    left = torch.stack([slack, b_enc - b_enc.bfloat16()], dim=1)
+    right = torch.stack([longer, torch.ones_like(longer)], dim=1)
+    product = Rounded(torch.cat([W_enc, pad(left, (0, MORE - 2))], dim=1), b_enc, None, own)
+    rows = torch.cat([centred, pad(right, (0, MORE - 2))], dim=1)
+    near = _joined([where(select.keeps(product(part)[1], ...)) for part in chunks(rows, len(W_enc))])
+    if is_dense(near, len(W_enc), is_rounded=True):
+        return _choose_by(select, exact, centred, own)
     picked = own.dots(near, centred, W_enc) + b_enc[near.indices]
     kept = select.keeps(picked, near.indices)
     return near.subset(kept), picked[kept]

@@ -228,7 +228,7 @@ def test_computed_values_beyond_float16_are_refused_too(token_store):
     choices = cfg(sites=("linear:out",), dtype="float16")
     rows = ComputedSplit(Toy(1e5), choices.sites, token_store.split("train"), choices)
     with pytest.raises(
-        StoreError, match=r"^train, row 3: an activation of size 100000 is not finite in torch\.float16"
+        StoreError, match=r"^train, rows 3:9: an activation of size 100000 is not finite in torch\.float16"
     ):
         rows.read(3, 9)
 

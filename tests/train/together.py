@@ -42,7 +42,7 @@ MANY = TopKConfig(n_latents=512, k=1, init_decoder="random", auxk_coef=1.0)
 CASES: dict[str, tuple[Any, Places, dict[str, Any]]] = {
     "topk": (TopKConfig(**FEW, k=K), X, SOON),
     "topk, computed": (TopKConfig(**FEW, k=K), X, {**SOON, "accumulate": 2, "window_rows": 3000}),
-    "latents: topk, computed": (TopKConfig(**FEW, k=K), X_TO_Y, {**SOON, **LATENTS, "window_rows": 1000}),
+    "latents: topk, computed": (TopKConfig(**FEW, k=K), X, {**SOON, **LATENTS, "window_rows": 1000}),
     "topk accumulated": (TopKConfig(**FEW, k=K), X, {**SOON, "accumulate": 2}),
     "topk, many dead": (MANY, X, SOON),
     "topk averaged": (TopKConfig(**FEW, k=K), X, {"ema": 0.9, "resample_tokens": BATCH * 4, **SOON}),
@@ -80,7 +80,7 @@ CASES: dict[str, tuple[Any, Places, dict[str, Any]]] = {
 
 
 class Dear(StoredSplit):
-    """Rows that are shared out as computed ones are, and counted."""
+    """Rows that are shared out as computed ones are, in bfloat16 as most are, and counted."""
 
     is_computed = True
     n_read: ClassVar[int] = 0
@@ -88,7 +88,7 @@ class Dear(StoredSplit):
     def each(self, bounds: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
         for part in super().each(bounds):
             Dear.n_read += len(part)
-            yield part
+            yield part.bfloat16()
 
 
 class Computing(ActivationStore):
