@@ -31,8 +31,6 @@ from sae.tokens import TokenSplit, TokenStore
 
 log = logging.getLogger(__name__)
 Autocast = Callable[[], AbstractContextManager]
-
-
 STATS_ROWS = 1 << 18  # of the train split, from all over it, whose moments are taken
 
 

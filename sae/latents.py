@@ -29,6 +29,12 @@ class Entries:
         """As many entries in every row."""
         return cls(indices.flatten(), torch.arange(0, indices.numel() + 1, indices.shape[1], device=indices.device))
 
+    @classmethod
+    def at(cls, places: Int[Tensor, " nnz"], n_rows: int, n_latents: int) -> "Entries":
+        """Those at some places of the matrix of all, see `flat`."""
+        places, starts = places.sort().values, n_latents * torch.arange(n_rows + 1, device=places.device)
+        return cls(places % n_latents, torch.searchsorted(places, starts))
+
     @cached_property
     def rows(self) -> Int[Tensor, " nnz"]:
         """The row that each entry belongs to."""

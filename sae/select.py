@@ -155,9 +155,7 @@ class BatchTopK(Selection):
             row, latent = chosen // width - first, chosen % width - partners.rank * n_latents
             is_own = (row >= 0) & (row < batch) & (latent >= 0) & (latent < n_latents)
             chosen = row[is_own] * n_latents + latent[is_own]
-        chosen = chosen.sort().values
-        starts = torch.arange(0, (batch + 1) * n_latents, n_latents, device=chosen.device)
-        return Entries(chosen % n_latents, torch.searchsorted(chosen, starts))
+        return Entries.at(chosen, batch, n_latents)
 
 
 def _largest(strengths: Tensor, keys: Tensor | None, wanted: int) -> Tensor:

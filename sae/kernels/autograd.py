@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.kernels.choice import Product, Rounded, choose, chunks, is_dense, keeps_many, product_for
+from sae.kernels.choice import TINY, Product, Rounded, choose, chunks, is_dense, keeps_many, product_for
 from sae.kernels.torch import Kernels
 from sae.latents import Entries, Latents, WideLatents, above, column_sums
 from sae.select import Selection, TopK
 
-TINY = 1e-30  # least size of a latent that is divided by it
 ROUGH_SHARE = 0.04  # of all latents kept in each row: above it products in bfloat16 beat lists of entries
 
 

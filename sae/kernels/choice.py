@@ -23,7 +23,7 @@ ROW_SHARE = 4  # how many times its mean a row may have of a batch's latents bef
 PROBE_ROWS, WIDE_SHARE = 64, 0.03  # of the first rows, so many entries: then whole matrices are faster
 ROUNDING = 7.25 * 2**-9  # of the size of a sum of products: six deviations of what two factors in bfloat16 add to it
 MORE = 32  # columns of what may have been lost: as many as products like to have together
-TINY = 1e-30
+TINY = 1e-30  # least size of what something is divided by
 DENSE_SHARE = 0.05  # of all latents active: above it one dense product beats the sums over entries
 GPU_DENSE_SHARE = 0.006  # the same on a GPU, where the product is rounded: an H200 takes 2.2 ns an entry, 16 ps a cell
 

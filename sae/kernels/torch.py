@@ -32,10 +32,7 @@ class Kernels:
     def largest_of_batch(self, strengths: Float[Tensor, "rows n"], wanted: int) -> Entries:
         """So many of the largest positive ones of the whole matrix; of equal ones at the edge those that come first.
         Where too few are positive, others that are not come with them. What is no number may be taken or not."""
-        chosen = strengths.flatten().sort(descending=True, stable=True).indices[:wanted].sort().values
-        n_rows, n = strengths.shape
-        starts = n * torch.arange(n_rows + 1, device=chosen.device)
-        return Entries(chosen % n, torch.searchsorted(chosen, starts))
+        return Entries.at(strengths.flatten().sort(descending=True, stable=True).indices[:wanted], *strengths.shape)
 
     def keep_largest(self, strengths: Float[Tensor, "rows n"], k: int) -> None:
         """Set to 0, in place, what is not positive or less than the k-th largest of its row."""

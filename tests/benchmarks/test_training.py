@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks.frameworks import OURS, settings
+from benchmarks.peers.sae_atlas import KNOBS
 from benchmarks.report import _training_section
 from benchmarks.rounds import summary
 from benchmarks.training import CASES, TINY, run
@@ -41,7 +42,9 @@ def test_ours_can_be_told_what_a_case_says(case):
             knob = case.knob if one.knob is None else one.knob
             fields = settings(OURS, one.architecture, knob, case.n_latents, 1) | dict(one.others)
             fields.pop("recipe")
-            parse(configs.get(one.architecture), fields, "sae")
+            sae = parse(configs.get(one.architecture), fields, "sae")
+            chosen = {KNOBS[one.architecture]: knob, "n_latents": case.n_latents, **one.others}
+            assert {name: getattr(sae, name) for name in chosen} == chosen
 
 
 @pytest.mark.slow

@@ -56,8 +56,9 @@ def top(scores: Tensor, k: int) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter(1, order[:, :k], True)
 
 
-def auxk(x: Tensor, residual: Tensor, w: Weights, dead: Tensor, k_aux: int) -> Tensor:
-    """`||e - z W_dec||^2 / Var(e)`, z the k_aux largest positive pre-activations of dead latents; 0 without any."""
+def auxk(x: Tensor, residual: Tensor, w: Weights, dead: Tensor, k_aux: int, sizes: Tensor | float = 1.0) -> Tensor:
+    """`||e - z W_dec||^2 / Var(e)`, z the k_aux largest positive pre-activations of dead latents, as they compete; 0
+    without any."""
     if not dead.any():
         return torch.zeros((), dtype=x.dtype)
     e = residual.detach()
@@ -65,6 +66,6 @@ def auxk(x: Tensor, residual: Tensor, w: Weights, dead: Tensor, k_aux: int) -> T
     if variance <= 1e-15 * (e**2).sum(1).mean():
         return torch.zeros((), dtype=x.dtype)
     pre = pre_acts(x, w)
-    of_dead = torch.where(dead, strengths(pre, w), torch.full_like(pre, -torch.inf))
+    of_dead = torch.where(dead, strengths(pre, w) * sizes, torch.full_like(pre, -torch.inf))
     z = active(pre, top(of_dead, min(k_aux, int(dead.sum()))))
     return row_error(z @ w.W_dec, e).mean() / variance

@@ -8,6 +8,7 @@ decoder l0: (.6,0)|(0,.8), l1: (0,1)|(0,0), l2: (.3,.4)|(0,.5), so a^_0 = (1.5,.
 import random
 from dataclasses import dataclass
 
+import hypothesis
 import pytest
 import torch
 from hypothesis import given
@@ -119,6 +120,7 @@ def test_losses_and_gradients_are_the_dense_ones(monkeypatch, seed):
 
 
 @given(st.integers(0, 10**6))
+@hypothesis.example(2048)  # AuxK chooses by what latents write too
 def test_batchtopk_is_the_dense_one(monkeypatch, seed):
     """The error is divided by the variance, 2; AuxK of the dead is of all sites together."""
     checks.either_way(monkeypatch, seed)
@@ -134,8 +136,8 @@ def test_batchtopk_is_the_dense_one(monkeypatch, seed):
     torch.testing.assert_close(out.latents.dense(), f, rtol=1e-10, atol=1e-12)
     terms = {"mse": reference.error(f, sites, W_dec, b_dec) / 2}
     if c.dead:
-        w = checks.linear(p, dictionary)
-        terms["auxk"] = 0.25 * dense.auxk(c.x, c.x - dense.recon(c.x, f, w), w, now.dead, c.k_aux)
+        w, sizes = checks.linear(p, dictionary), reference.sizes(W_dec, c.norm).detach()
+        terms["auxk"] = 0.25 * dense.auxk(c.x, c.x - dense.recon(c.x, f, w), w, now.dead, c.k_aux, sizes)
     checks.same_losses(dictionary, out, terms, p)
 
 
