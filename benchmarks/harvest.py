@@ -87,15 +87,15 @@ def main() -> None:
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     path = results.RESULTS / "harvest.json"
-    known = read_json(path)["figures"]["cases"] if path.exists() else {}
+    known: dict[str, Any] = read_json(path)["figures"] if path.exists() else {"cases": {}, "origins": {}}
     for name in given.cases:
         job = prepare(CASES[name], FOLDER)
         rounds: list[dict[str, Any]] = []
         for _ in range(given.rounds):
             chosen = (one for one in CONTESTANTS if one.name in given.contestants)
             rounds.append({one.name: run(CASES[name], one, job, FOLDER) for one in chosen})
-            known[name] = rounds
-            results.save("harvest", {"cases": known}, path)
+            known["cases"][name], known["origins"][name] = rounds, results.origin("harvest")
+            results.save("harvest", known, path)
 
 
 def prepare(case: Case, folder: Path) -> dict[str, Any]:

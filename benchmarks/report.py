@@ -37,7 +37,7 @@ def main() -> None:
         if path.exists():
             result = json.loads(path.read_text())
             if text := section(result["figures"]):
-                parts += [text, _origin(result)]
+                parts += [text, "" if "origins" in result["figures"] else _origin(result)]
     write_text(ROOT / "docs" / "benchmarks.md", "\n".join(parts))
     atlas = RESULTS / "atlas.json"
     if atlas.exists():
@@ -83,7 +83,7 @@ def _training_section(figures: dict[str, Any]) -> str:
         f"alternating rounds. FVU of {figures['test_rows']:,} other rows after {figures['steps']} steps: it says that",
         "the same is learnt, not how well.\n",
     ]
-    lines += tables(figures["cases"], {**MEMORY, "fvu": ("FVU", "{:.3f}"), "l0": ("L0", "{:,.0f}")})
+    lines += tables(figures["cases"], {**MEMORY, "fvu": ("FVU", "{:.3f}"), "l0": ("L0", "{:,.0f}")}, _origins(figures))
     if where:
         lines.append("Where the time goes, and what is left to gain: [a step on a GPU](decisions/gpu-step.md).\n")
     return "\n".join(lines)
@@ -130,7 +130,7 @@ def _harvest_section(figures: dict[str, Any]) -> str:
         "plain model in float32, relative.",
         "GPT-2 small has random weights here: speed does not depend on them.\n",
     ]
-    return "\n".join([*lines, *tables(figures["cases"], {**MEMORY, "error": ("error", "{:.1%}")})])
+    return "\n".join([*lines, *tables(figures["cases"], {**MEMORY, "error": ("error", "{:.1%}")}, _origins(figures))])
 
 
 def _reading_section(figures: dict[str, Any]) -> str:
@@ -154,6 +154,11 @@ def _architectures() -> str:
     """The table of docs/architectures.md, from whatever has been measured."""
     paths = [RESULTS / f"{name}.json" for name in ("ground_truth", "architectures")]
     return architecture_table.table(*(json.loads(p.read_text())["figures"] if p.exists() else None for p in paths))
+
+
+def _origins(figures: dict[str, Any]) -> dict[str, str]:
+    """Of each case."""
+    return {name: _origin(of) for name, of in figures["origins"].items()}
 
 
 def _origin(result: dict[str, Any]) -> str:

@@ -17,9 +17,15 @@ RESULTS = Path(__file__).parent.parent / "docs" / "results"
 def save(name: str, figures: dict[str, Any], path: Path | None = None) -> Path:
     """Write `docs/results/<name>.json`, or `path`."""
     path = path or RESULTS / f"{name}.json"
-    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    write_json(path, {"command": command(name), "hardware": hardware(), "date": date, "figures": figures})
+    write_json(path, {**origin(name), "figures": figures})
     return path
+
+
+def origin(name: str) -> dict[str, Any]:
+    """What was typed, on what, and when. A benchmark whose cases are measured in sittings of their own keeps one of
+    each in `figures["origins"]`."""
+    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    return {"command": command(name), "hardware": hardware(), "date": date}
 
 
 def command(name: str) -> str:
@@ -42,6 +48,6 @@ def _cpu_name() -> str:
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
             if line.startswith("model name"):
-                flags = " (bfloat16)" if torch.cpu._is_avx512_bf16_supported() else ""
+                flags = " (bfloat16)" if torch.cpu._is_avx512_bf16_supported() else " (no bfloat16)"
                 return line.split(":", 1)[1].strip() + flags
     return platform.processor() or platform.machine()

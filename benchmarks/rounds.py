@@ -21,11 +21,14 @@ def summary(rounds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, di
     return result
 
 
-def tables(cases: Mapping[str, Sequence[Any]], others: Mapping[str, tuple[str, str]]) -> list[str]:
+def tables(
+    cases: Mapping[str, Sequence[Any]], others: Mapping[str, tuple[str, str]], origins: Mapping[str, str]
+) -> list[str]:
     """A table of each case, the fastest first.
 
     Args:
         others: metrics beside speed, with their heads and how they are written; shown where all have them.
+        origins: what is said under a case's table.
     """
     lines = []
     for name, rounds in cases.items():
@@ -37,5 +40,5 @@ def tables(cases: Mapping[str, Sequence[Any]], others: Mapping[str, tuple[str, s
             cells = [who, f"{own['tokens_per_second']:,.0f}", *(f"{own[key]:.1f}×" for key in ours)]
             rows.append([*cells, *(others[metric][1].format(own[metric]) for metric in known)])
         columns = ["", "tokens/s", *ours, *(others[metric][0] for metric in known)]
-        lines += [f"### {name}, {len(rounds)} round{'s' * (len(rounds) != 1)}\n", *table(columns, rows), ""]
+        lines += [f"### {name}, {len(rounds)} round{'s' * (len(rounds) != 1)}\n", *table(columns, rows), "", origins[name]]
     return lines

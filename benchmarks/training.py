@@ -141,7 +141,7 @@ def main() -> None:
     folder = ROOT / "runs" / "training" / scale.digest
     path = folder / "smoke.json" if given.smoke else results.RESULTS / f"training{'_gpu' * given.gpu}.json"
     prepare(scale, 0, folder)
-    known = read_json(path)["figures"]["cases"] if path.exists() else {}
+    known: dict[str, Any] = read_json(path)["figures"] if path.exists() else {"cases": {}, "origins": {}}
     for name in given.cases:
         case = CASES[name] if not given.smoke else replace(CASES[name], n_latents=64, knob=4)
         chosen = (c for c in case.contestants if c.framework in given.frameworks)
@@ -150,8 +150,8 @@ def main() -> None:
         rounds: list[dict[str, Any]] = []
         for _ in range(given.rounds):
             rounds.append({one.name: run(case, one, scale, folder, given.gpu) for one in case.contestants})
-            known[name] = rounds
-            results.save("training", {**facts(scale), "cases": known}, path)
+            known["cases"][name], known["origins"][name] = rounds, results.origin("training")
+            results.save("training", {**known, **facts(scale)}, path)
         for contestant, figures in summary(rounds).items():
             logging.info("%s, %s: %s", name, contestant, figures)
 

@@ -30,9 +30,13 @@ def test_rounds_are_summed_up_by_medians():
 def test_the_section_has_a_row_for_each():
     own = {"tokens_per_second": 1234.0, "peak_megabytes": 512, "fvu": 0.25, "step_seconds": 0.1}
     figures = {"batch": 64, "d_in": 8, "lr": 1e-3, "test_rows": 100, "steps": 12}
-    text = _training_section({**figures, "cases": {"topk-24k": [{"sae-atlas": own, "sparsify": own}]}})
+    hardware = {"cpu": "a CPU", "threads": 2, "torch": "2", "gpu": None}
+    origins = {"topk-24k": {"command": "bench", "date": "2026-01-31", "hardware": hardware}}
+    cases = {"topk-24k": [{"sae-atlas": own, "sparsify": own}]}
+    text = _training_section({**figures, "cases": cases, "origins": origins})
     assert "### topk-24k, 1 round\n" in text
     assert "| sparsify | 1,234 | 1.0× | 512 MB | 0.250 |" in text
+    assert "<sub>`bench`, 2026-01-31, a CPU, 2 threads, torch 2</sub>" in text
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.name)
