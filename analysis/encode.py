@@ -1,22 +1,40 @@
-"""Activations → codes: every non-zero of every latent, ordered by latent, one file a split."""
+"""Activations → codes: what every latent does on every token, a part of a split at a time.
 
+    codes/<split>-00000.safetensors   the codes of a part (`analysis/codes.py`)
+    codes/summary.safetensors         of all latents over all parts of the train split (`analysis/summary.py`)
+
+Processes that were started together share the parts. What has been made stays after a kill: parts whose codes are there
+are not made again, and each process writes down its summary from time to time.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
+from scipy.sparse import csr_matrix
+from torch import Tensor
 from tqdm import tqdm
 
-from analysis.codes import Codes
+from analysis.codes import PartCodes, packed, part_path
 from analysis.config import IndexConfig
+from analysis.parts import PART_ROWS, Part, plan, runs
+from analysis.summary import Summary
 from sae import memory
 from sae.dictionary import Dictionary
-from sae.files import publish
+from sae.stage import SCRATCH
 from sae.store import ActivationStore, Pairs, Places
-from sae.tokens import TokenStore
+from sae.team import current
+from sae.tokens import TokenSplit, TokenStore
 
 ROWS = 8192  # rows encoded at a time
+PART_ENTRIES = 1 << 24  # firings of a part, about, at most: a part is sorted in memory
+SUMMARISED = "train"
+"""The split that the index is about; labels are fitted, chosen and scored on the others."""
+CHECKPOINT_SECONDS = 60.0
 
 
 @memory.reused()
@@ -29,42 +47,159 @@ def build(
     cfg: IndexConfig,
     out: Path,
 ) -> dict[str, Any]:
-    """Write `<split>.safetensors` for every split into `out`; returns the facts of the box.
-
-    A split's file that is there already is from a killed attempt with the same inputs, and whole.
-    """
-    n_rows = {}
+    """Write the codes of every split and the summary of `train` into `out`; returns the facts of the box."""
+    facts: dict[str, Any] = {}
+    part_rows = _part_rows(dictionary, activations.pairs(places, SUMMARISED))
+    unit = round(float(np.log2(np.sqrt(sum(activations.stats(site).mean_square for site in places.inputs)))))
     for name in tokens.splits():
-        limit = cfg.tokens if name == "train" else cfg.label_tokens
-        positions = tokens.split(name).kept_positions(activations.skip_positions)[:limit]
-        n_rows[name] = len(positions)
-        path = out / f"{name}.safetensors"
-        if path.exists():
-            continue
-        codes = encode(dictionary, n_latents, activations.pairs(places, name), positions, f"index {name}")
-        arrays = {"offsets": codes.offsets, "positions": codes.positions, "values": codes.values}
-        publish(path, lambda temporary, arrays=arrays: save_file(arrays, temporary))
-    return {"n_rows": n_rows, "n_latents": n_latents, "skip_positions": activations.skip_positions}
+        split, skip = tokens.split(name), activations.skip_positions
+        is_summarised = name == SUMMARISED
+        limits = (cfg.tokens, cfg.kept_tokens) if is_summarised else (cfg.label_tokens, cfg.label_tokens)
+        task = _Task(
+            dictionary, n_latents, activations.pairs(places, name), split, plan(split, skip, *limits, part_rows)
+        )
+        if is_summarised:
+            summary = Summary.empty(n_latents, unit)
+            _summarise(task, summary, out, skip)
+        else:
+            _keep(task, out, skip)
+        kept = [part for part in task.parts if part.is_kept]
+        facts[name] = {
+            "n_rows": sum(part.n_rows for part in task.parts),
+            "n_kept": sum(part.n_rows for part in kept),
+            "kept_parts": len(kept),
+            "n_tokens": len(split.tokens),
+        }
+    return {"splits": facts, "n_latents": n_latents, "skip_positions": activations.skip_positions}
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """The encoding of one split."""
+
+    dictionary: Dictionary
+    n_latents: int
+    rows: Pairs
+    split: TokenSplit
+    parts: list[Part]
+
+    def own(self, done: Sequence[int]) -> list[int]:
+        """The numbers of the parts that are left to this process; all must be told the same of what is done."""
+        left = [number for number in range(len(self.parts)) if number not in set(done)]
+        return left[current().rank :: current().size]
+
+    def codes(self, numbers: list[int], skip: int) -> Iterator[tuple[int, Part, PartCodes]]:
+        """Encode some parts, one after the other."""
+        first_rows = np.append(0, np.cumsum(np.maximum(np.diff(self.split.context_starts) - skip, 0)))
+        total = sum(self.parts[number].n_rows for number in numbers)
+        with tqdm(
+            total=total, unit="tok", unit_scale=True, desc=f"index {self.split.name}", mininterval=1.0
+        ) as progress:
+            for number in numbers:
+                part = self.parts[number]
+                yield number, part, encode(self.dictionary, self.n_latents, self.rows, runs(part, first_rows))
+                progress.update(part.n_rows)
+
+
+def _keep(task: _Task, out: Path, skip: int) -> None:
+    """The codes of all parts."""
+    done = [n for n in range(len(task.parts)) if part_path(out, task.split.name, n).exists()]
+    for number, part, codes in task.codes(task.own(current().told(done)), skip):
+        codes.write(part_path(out, task.split.name, number), part)
+
+
+def _summarise(task: _Task, empty: Summary, out: Path, skip: int) -> None:
+    """The codes of those parts that are kept, and the summary of all."""
+    team, done = current(), list[int]()
+    if team.is_main and (known := _gathered(out)):
+        former, done = out / f"summary-all{SCRATCH}", known.parts.tolist()
+        known.save(former)
+        for path in _scratch(out):
+            if path != former:
+                path.unlink()
+    mine, path, saved = empty, out / f"summary-{team.rank}{SCRATCH}", time.monotonic()
+    for number, part, codes in task.codes(task.own(team.told(done)), skip):
+        if part.is_kept:
+            codes.write(part_path(out, task.split.name, number), part)
+        mine.add_part(part, number, codes, task.split)
+        if time.monotonic() - saved > CHECKPOINT_SECONDS:
+            mine.save(path)
+            saved = time.monotonic()
+    if len(mine.parts):
+        mine.save(path)
+    team.wait()
+    if team.is_main:
+        (_gathered(out) or empty).save(out / "summary.safetensors")
+
+
+def _scratch(out: Path) -> list[Path]:
+    return sorted(out.glob(f"summary-*{SCRATCH}"))
+
+
+def _gathered(out: Path) -> Summary | None:
+    """All that processes have written down, added up; of two that know the same parts (a kill came between adding
+    them up and removing them) the one that knows more."""
+    every = sorted((Summary.load(path) for path in _scratch(out)), key=lambda summary: -len(summary.parts))
+    if not every:
+        return None
+    total = every[0]
+    for summary in every[1:]:
+        if not np.isin(summary.parts, total.parts).any():
+            total.merge(summary)
+    return total
 
 
 @torch.no_grad()
-def encode(dictionary: Dictionary, n_latents: int, rows: Pairs, positions: np.ndarray, title: str = "encode") -> Codes:
-    """Encode the first `len(positions)` rows, which lie at `positions`, and turn rows into latents."""
+def encode(dictionary: Dictionary, n_latents: int, rows: Pairs, bounds: list[tuple[int, int]]) -> PartCodes:
+    """The codes of the rows within some bounds, one behind the other."""
     device = dictionary.directions.device
-    indices, values, where = [], [], []
-    with tqdm(total=len(positions), unit="tok", unit_scale=True, desc=title, mininterval=1.0) as progress:
-        for start in range(0, len(positions), ROWS):
-            stop = min(start + ROWS, len(positions))
-            latents = dictionary.encode(rows.read(start, stop)[0].to(device)).fired()
-            indices.append(latents.indices.cpu().numpy().astype(np.int32))
-            values.append(latents.values.cpu().numpy())
-            where.append(positions[start:stop].astype(np.int32)[latents.rows().cpu().numpy()])
-            progress.update(stop - start)
-    return by_latent(np.concatenate(indices), np.concatenate(where), np.concatenate(values), n_latents)
+    sizes, latents, values = [], [], []
+    for block in _blocks(rows, bounds):
+        found = dictionary.encode(block.to(device)).fired()
+        codes = packed(found.values.cpu().numpy())
+        sizes.append(found.offsets.diff().cpu().numpy())
+        latents.append(found.indices.cpu().numpy().astype(np.int32))
+        values.append(codes)
+    offsets = np.append(0, np.cumsum(np.concatenate(sizes)))
+    return both_orders(offsets, np.concatenate(latents), np.concatenate(values), n_latents)
 
 
-def by_latent(indices: np.ndarray, positions: np.ndarray, values: np.ndarray, n_latents: int) -> Codes:
-    """Entries in order of position → entries in order of latent, positions still ascending."""
-    order = np.argsort(indices, kind="stable")
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(indices, minlength=n_latents))])
-    return Codes(offsets.astype(np.int64), positions[order], values[order].astype(np.float32))
+def _blocks(rows: Pairs, bounds: list[tuple[int, int]]) -> Iterator[Tensor]:
+    """The rows within bounds, `ROWS` at a time."""
+    short = [(at, min(at + ROWS, stop)) for start, stop in bounds for at in range(start, stop, ROWS)]
+    waiting, n_waiting = [], 0
+    for stretch in rows.split.each(short):
+        waiting.append(stretch)
+        n_waiting += len(stretch)
+        while n_waiting >= ROWS:
+            together = torch.cat(waiting) if len(waiting) > 1 else waiting[0]
+            yield rows.pick(together[:ROWS].float())[0]
+            waiting, n_waiting = [together[ROWS:]], n_waiting - ROWS
+    if n_waiting:
+        yield rows.pick(torch.cat(waiting).float())[0]
+
+
+def both_orders(row_offsets: np.ndarray, latents: np.ndarray, values: np.ndarray, n_latents: int) -> PartCodes:
+    """Entries by row → by latent too.
+
+    Args:
+        row_offsets: `[n_rows + 1]`, int64: row r owns entries `row_offsets[r]:row_offsets[r + 1]`.
+        latents: `[nnz]`, int32, each once in a row.
+        values: `[nnz]`, uint16, see `packed`.
+    """
+    n_rows = len(row_offsets) - 1
+    matrix = csr_matrix((values, latents, row_offsets), shape=(n_rows, n_latents)).tocsc()
+    rows = np.repeat(np.arange(n_rows), np.diff(row_offsets))
+    strongest_first = np.sort(rows << 40 | (0xFFFF - values.astype(np.int64)) << 24 | latents) & 0xFFFFFF
+    return PartCodes(matrix.indptr.astype(np.int64), matrix.indices, matrix.data, row_offsets, strongest_first)
+
+
+def _part_rows(dictionary: Dictionary, rows: Pairs) -> int:
+    """Rows of a part: fewer where many latents are active."""
+    with torch.no_grad():
+        sample = rows.read(0, min(1024, rows.n_rows))[0].to(dictionary.directions.device)
+        l0 = len(dictionary.encode(sample).fired().values) / max(1, len(sample))
+    part_rows = PART_ROWS
+    while part_rows * l0 > PART_ENTRIES and part_rows > 1024:
+        part_rows //= 2
+    return part_rows

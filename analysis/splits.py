@@ -45,12 +45,12 @@ class View:
         codes: Codes,
         strings: tuple[str, ...],
         skip_positions: int,
-        limit_tokens: int | None = None,
+        encoded: np.ndarray | None = None,
     ) -> W:
         """The view of `split`; firings in the first `skip_positions` of a context are left out.
 
         Args:
-            limit_tokens: counted positions that were encoded, from the first; none means all.
+            encoded: the positions that were encoded; none means all.
 
         Raises:
             StoreError: the split is not the one that this class stands for.
@@ -61,8 +61,8 @@ class View:
         lengths = np.diff(split.context_starts)
         offsets = np.arange(n) - np.repeat(split.context_starts[:-1], lengths)
         valid = offsets >= skip_positions
-        if limit_tokens is not None:
-            valid &= np.cumsum(valid) <= limit_tokens
+        if encoded is not None:
+            valid &= np.isin(np.arange(n), encoded, assume_unique=True)
         return cls(
             split=split.name,
             tokens=split.tokens.astype(np.int64),

@@ -40,5 +40,10 @@ def tables(
             cells = [who, f"{own['tokens_per_second']:,.0f}", *(f"{own[key]:.1f}×" for key in ours)]
             rows.append([*cells, *(others[metric][1].format(own[metric]) for metric in known)])
         columns = ["", "tokens/s", *ours, *(others[metric][0] for metric in known)]
-        lines += [f"### {name}, {len(rounds)} round{'s' * (len(rounds) != 1)}\n", *table(columns, rows), "", origins[name]]
+        lines += [
+            f"### {name}, {len(rounds)} round{'s' * (len(rounds) != 1)}\n",
+            *table(columns, rows),
+            "",
+            origins[name],
+        ]
     return lines

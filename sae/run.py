@@ -37,8 +37,8 @@ VERSIONS = {
     "activations": 2,
     "dictionary": 9,
     "evaluation": 3,
-    "codes": 1,
-    "index": 1,
+    "codes": 2,
+    "index": 2,
     "labels": 1,
     "atlas": 1,
 }
@@ -194,7 +194,7 @@ class Run:
         from sae import hub
 
         cfg = self.cfg.analysis.index
-        inputs = {"dictionary": self.dictionary.digest, "limits": [cfg.tokens, cfg.label_tokens]}
+        inputs = {"dictionary": self.dictionary.digest, "limits": [cfg.tokens, cfg.kept_tokens, cfg.label_tokens]}
         store, n_latents = self.activation_store, self.cfg.sae.n_latents
         return self._stage(
             "codes",
@@ -208,30 +208,32 @@ class Run:
                 cfg,
                 out,
             ),
+            is_shared=True,
         )
 
     @cached_property
     def index(self) -> Box:
-        from analysis import index
         from analysis.codes import open_codes
+        from analysis.index.build import build
+        from analysis.summary import Summary
         from sae import hub
         from sae.sites import resolve, writes_residual
 
         cfg, codes = self.cfg.analysis.index, self.codes
         written = [resolve(self.subject.model, site) for site in self.cfg.places.written]
         is_residual = len(written) == 1 and writes_residual(self.subject.model, written[0])
-        upstream = ("tokens", "label_tokens", "evaluation_tokens")
+        upstream = ("tokens", "kept_tokens", "label_tokens", "evaluation_tokens")
         inputs = {"codes": codes.digest, "index": {k: v for k, v in to_json(cfg).items() if k not in upstream}}
         return self._stage(
             "index",
             inputs,
-            lambda out: index.build(
+            lambda out: build(
                 open_codes(codes, "train"),
+                Summary.load(codes.path / "summary.safetensors"),
                 hub.load(self.dictionary.path).directions.detach(),
                 self.subject.model if is_residual else None,
                 self.token_store.split("train"),
-                codes.facts["n_rows"]["train"],
-                codes.facts["skip_positions"],
+                self.token_store.vocabulary,
                 cfg,
                 out,
             ),
@@ -253,7 +255,7 @@ class Run:
 
         def view(kind: type[V], name: str) -> V:
             codes = open_codes(self.codes, name)
-            return kind.of(store.split(name), codes, strings, facts["skip_positions"], facts["n_rows"][name])
+            return kind.of(store.split(name), codes.load(), strings, facts["skip_positions"], codes.positions())
 
         fit, select, test = view(FitView, "fit"), view(SelectView, "select"), view(TestView, "test")
         return write(labels(fit, select, test, self.cfg.analysis.label), out)

@@ -54,6 +54,12 @@ class TokenSplit:
         context = np.searchsorted(self.context_starts, positions, side="right") - 1
         return context, positions - self.context_starts[context]
 
+    def is_last(self) -> np.ndarray:
+        """Whether each position is the last of its context, bool."""
+        last = np.zeros(len(self.tokens), dtype=bool)
+        last[self.context_starts[1:] - 1] = True
+        return last
+
     def kept_positions(self, skip: int) -> np.ndarray:
         """All positions but the first `skip` of each context, ascending, int64."""
         offsets = np.arange(len(self.tokens)) - np.repeat(self.context_starts[:-1], np.diff(self.context_starts))

@@ -21,12 +21,16 @@ from sae.tokens import TokenSplit, TokenStore
 CHUNK = 64
 DIGITS = 3
 N_SEARCH_TOKENS = 8
+N_TRIGGERS = 10  # shown of a latent
+SHOWN = ("top", "interval", "silent")
+"""Kinds of examples that a page has."""
 LATENT_COLUMNS = (
     *("latent", "n_fired", "density", "max_value", "mean_value", "histogram", "token_r2"),
     *("promoted_tokens", "promoted_logits", "suppressed_tokens", "suppressed_logits"),
     *("neighbours", "neighbour_cosines", "trigger_tokens", "trigger_counts", "trigger_rates"),
+    *("next_tokens", "next_counts", "next_lifts", "cofiring", "cofiring_rates"),
 )
-EXAMPLE_COLUMNS = ("latent", "stratum", "rank", "split", "position", "value", "start", "stop", "values")
+EXAMPLE_COLUMNS = ("latent", "kind", "stratum", "rank", "split", "position", "value", "start", "stop", "values")
 LABEL_COLUMNS = ("latent", "status")
 SCORES = {
     **{name: ("scores", name) for name in ("precision", "recall", "f1", "auprc")},
@@ -141,7 +145,13 @@ class Atlas:
             "promoted": [latent["promoted_tokens"], _rounded_all(latent["promoted_logits"])],
             "suppressed": [latent["suppressed_tokens"], _rounded_all(latent["suppressed_logits"])],
             "neighbours": [latent["neighbours"], _rounded_all(latent["neighbour_cosines"])],
-            "triggers": [latent["trigger_tokens"], latent["trigger_counts"], _rounded_all(latent["trigger_rates"])],
+            "triggers": [
+                latent["trigger_tokens"][:N_TRIGGERS],
+                latent["trigger_counts"][:N_TRIGGERS],
+                _rounded_all(latent["trigger_rates"][:N_TRIGGERS]),
+            ],
+            "next": [latent["next_tokens"], latent["next_counts"], _rounded_all(latent["next_lifts"])],
+            "cofiring": [latent["cofiring"], _rounded_all(latent["cofiring_rates"])],
             "scores": {name: self.labels[row][name] for name in SCORES},
             "strata": [
                 {"name": name, "n": names.count(name), **_range(name, latent["histogram"])}
@@ -249,7 +259,7 @@ def _range(stratum: str, histogram: Sequence[int]) -> dict[str, Any]:
 
 
 def _ordered(examples: pa.Table) -> pa.Table:
-    """Examples by latent, then `top` first, intervals from high to low, other strata, each by rank."""
+    """Examples that are shown by latent, then `top` first, intervals from high to low, near misses, each by rank."""
 
     def place(stratum: str) -> tuple[int, float, str]:
         interval = _range(stratum, ())
@@ -257,6 +267,7 @@ def _ordered(examples: pa.Table) -> pa.Table:
             return 0, 0.0, stratum
         return (1, -interval["low"], stratum) if interval else (2, 0.0, stratum)
 
+    examples = examples.filter(np.isin(examples["kind"].to_numpy(), SHOWN))
     names = sorted(set(examples["stratum"].to_pylist()), key=place)
     places = {name: number for number, name in enumerate(names)}
     order = pa.array([places[name] for name in examples["stratum"].to_pylist()], pa.int32())

@@ -1,37 +1,24 @@
-"""Codes: every firing of every latent, found again at its position."""
+"""Codes: every firing of every latent, found again at its position; the same from one process or two, killed or not."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from analysis import encode
-from analysis.codes import Codes, open_codes
-from analysis.config import IndexConfig
-from sae.architectures.configs import TopKConfig
-from sae.architectures.topk import TopKSAE
-from sae.dictionary import InputStats, Shape
+from analysis.codes import Codes, open_codes, packed, unpacked
+from analysis.parts import plan
+from analysis.summary import Summary
 from sae.errors import StoreError
-from sae.scaling import SiteStats
-from sae.stage import stage
-from sae.store import Places
+from tests.analysis import encoding
+from tests.analysis.encoding import PART_ROWS, SITE, N, build, make_dictionary
 
-SITE, N = "mlp_out.1", 24
-
-
-@pytest.fixture(scope="module")
-def dictionary() -> TopKSAE:
-    made = TopKSAE(TopKConfig(n_latents=N, k=4), Shape((16,)))
-    rows = torch.randn(50, 16, generator=torch.Generator().manual_seed(1))
-    stats = (SiteStats(16, 4.0, 16.0),)
-    made.initialise(InputStats(stats, stats, rows, rows), torch.Generator().manual_seed(0))
-    return made.eval()
-
-
-def build(path, dictionary, activations, store, **choices):
-    cfg = IndexConfig(**choices)
-    return stage(path, {}, lambda out: encode.build(dictionary, N, activations, Places((SITE,)), store, cfg, out))
+ROOT = Path(__file__).parents[2]
 
 
 def dense(codes: Codes, n_tokens: int) -> np.ndarray:
@@ -43,74 +30,141 @@ def dense(codes: Codes, n_tokens: int) -> np.ndarray:
     return matrix
 
 
+def expected(activation_store, token_store, name: str) -> np.ndarray:
+    """The same from the dictionary, as it is kept."""
+    split, rows = token_store.split(name), activation_store.split([SITE], name)
+    matrix = np.zeros((len(split.tokens), N), dtype=np.float32)
+    with torch.no_grad():
+        matrix[split.kept_positions(1)] = make_dictionary().encode(rows.read(0, rows.n_rows)).dense().numpy()
+    return np.where(matrix > 0, unpacked(packed(matrix)), 0)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
+
+
 def test_codes_hold_what_the_dictionary_gives_on_each_kept_position(
-    tmp_path, dictionary, activation_store, token_store, monkeypatch
+    tmp_path, activation_store, token_store, monkeypatch
 ):
     monkeypatch.setattr(encode, "ROWS", 37)
-    box = build(tmp_path / "c", dictionary, activation_store, token_store)
+    monkeypatch.setattr(encode, "PART_ROWS", PART_ROWS)
+    box = build(tmp_path / "c", activation_store, token_store)
     for name in token_store.splits():
-        split, rows = token_store.split(name), activation_store.split([SITE], name)
-        codes = open_codes(box, name)
-        expected = np.zeros((len(split.tokens), N), dtype=np.float32)
-        with torch.no_grad():
-            latents = dictionary.encode(rows.read(0, rows.n_rows)).dense().numpy()
-        expected[split.kept_positions(1)] = latents
-        np.testing.assert_allclose(dense(codes, len(split.tokens)), expected, rtol=1e-5, atol=1e-6)
-        assert box.facts["n_rows"][name] == rows.n_rows
-        assert codes.counts().tolist() == (expected > 0).sum(0).tolist()
-        assert (codes.values > 0).all()
-        assert (codes.positions.dtype, codes.values.dtype, codes.offsets.dtype) == (np.int32, np.float32, np.int64)
-        for latent in range(N):
-            assert (np.diff(codes.of(latent)[0]) > 0).all(), "positions ascend"
+        split = token_store.split(name)
+        on_disk = open_codes(box, name)
+        wanted = expected(activation_store, token_store, name)
+        codes = on_disk.load()
+        # a chunk's product may round otherwise, and a value then to its neighbour
+        np.testing.assert_allclose(dense(codes, len(split.tokens)), wanted, rtol=2**-7, atol=1e-6)
+        n_rows = len(split.kept_positions(1))
+        assert {"n_rows": n_rows, "n_kept": n_rows, "n_tokens": len(split.tokens)}.items() <= box.facts["splits"][
+            name
+        ].items()
+        assert codes.counts().tolist() == (wanted > 0).sum(0).tolist()
+    train = dense(open_codes(box, "train").load(), len(token_store.split("train").tokens))
+    summary = Summary.load(box.path / "summary.safetensors")
+    assert summary.counts().tolist() == (train > 0).sum(0).tolist()
+    assert summary.peaks().tolist() == train.max(0).tolist()
+    assert summary.sum_of_values() == pytest.approx(train.astype(np.float64).sum(0), rel=1e-6)
     assert {"n_latents": N, "skip_positions": 1}.items() <= box.facts.items()
 
 
-def test_limits_take_the_first_kept_positions(tmp_path, dictionary, activation_store, token_store):
-    whole = build(tmp_path / "whole", dictionary, activation_store, token_store)
-    some = build(tmp_path / "some", dictionary, activation_store, token_store, tokens=45, label_tokens=20)
-    assert some.facts["n_rows"] == {"train": 45, "fit": 20, "select": 20, "test": 20}
-    for name, limit in some.facts["n_rows"].items():
+def test_limits_choose_contexts_from_all_over(tmp_path, activation_store, token_store):
+    whole = build(tmp_path / "whole", activation_store, token_store)
+    some = build(tmp_path / "some", activation_store, token_store, tokens=100, kept_tokens=60, label_tokens=40)
+    for name, facts in some.facts["splits"].items():
         split = token_store.split(name)
-        expected = dense(open_codes(whole, name), len(split.tokens))
-        expected[split.kept_positions(1)[limit:]] = 0
-        assert np.array_equal(dense(open_codes(some, name), len(split.tokens)), expected)
+        parts = plan(split, 1, *((100, 60) if name == "train" else (40, 40)))
+        kept = np.concatenate([part.position_of(np.arange(part.n_rows)) for part in parts if part.is_kept])
+        wanted = np.zeros((len(split.tokens), N), np.float32)
+        wanted[kept] = dense(open_codes(whole, name).load(), len(split.tokens))[kept]
+        found = dense(open_codes(some, name).load(), len(split.tokens))
+        np.testing.assert_allclose(found, wanted, rtol=2**-7)
+        assert facts["n_kept"] == len(kept)
+        assert facts["n_rows"] == sum(part.n_rows for part in parts)
+    counts = Summary.load(some.path / "summary.safetensors").n_rows
+    assert 60 < counts == some.facts["splits"]["train"]["n_rows"] <= 100
 
 
-def test_a_killed_attempt_goes_on_with_what_is_missing(tmp_path, dictionary, activation_store, token_store):
-    whole = build(tmp_path / "c", dictionary, activation_store, token_store)
-    kept = (tmp_path / "c" / "train.safetensors").stat().st_mtime_ns
-    (tmp_path / "c" / "manifest.json").unlink()
-    (tmp_path / "c" / "test.safetensors").unlink()
-    again = build(tmp_path / "c", dictionary, activation_store, token_store)
-    assert again.digest == whole.digest
-    assert (tmp_path / "c" / "train.safetensors").stat().st_mtime_ns == kept
+def test_a_killed_attempt_goes_on_with_what_is_missing(tmp_path, activation_store, token_store, monkeypatch):
+    """The first dies in its third part, with a summary of the first two on disk."""
+    monkeypatch.setattr(encode, "PART_ROWS", PART_ROWS)
+    monkeypatch.setattr(encode, "CHECKPOINT_SECONDS", 0.0)
+    whole = build(tmp_path / "whole", activation_store, token_store, kept_tokens=150)
+    add, added = Summary.add_part, []
+
+    def dying(self, part, number, *others):
+        if len(added) == 2:
+            raise KeyboardInterrupt
+        added.append(number)
+        add(self, part, number, *others)
+
+    monkeypatch.setattr(Summary, "add_part", dying)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "c", activation_store, token_store, kept_tokens=150)
+    known = Summary.load(tmp_path / "c" / "summary-0.scratch")
+    assert known.parts.tolist() == added
+    again = []
+    monkeypatch.setattr(
+        Summary,
+        "add_part",
+        lambda self, part, number, *others: (again.append(number), add(self, part, number, *others))[0],
+    )
+    box = build(tmp_path / "c", activation_store, token_store, kept_tokens=150)
+    assert box.digest == whole.digest
+    assert len(again) > 1
+    assert not set(again) & set(added)
+    assert not list((tmp_path / "c").glob("*.scratch"))
 
 
-def test_missing_codes_are_named(tmp_path, dictionary, activation_store, token_store):
-    box = build(tmp_path / "c", dictionary, activation_store, token_store)
+def test_summaries_of_two_processes_that_were_killed_are_added_up(tmp_path, activation_store, token_store, monkeypatch):
+    """And one that had been added to another already is not counted again."""
+    monkeypatch.setattr(encode, "PART_ROWS", PART_ROWS)
+    whole = build(tmp_path / "whole", activation_store, token_store)
+    split, folder = token_store.split("train"), tmp_path / "whole"
+    parts = plan(split, 1, 10**7, 10**7, PART_ROWS)
+    pairs = activation_store.pairs(encoding.Places((SITE,)), "train")
+    starts = np.append(0, np.cumsum(np.maximum(np.diff(split.context_starts) - 1, 0)))
+    some = [Summary.empty(N, Summary.load(folder / "summary.safetensors").unit) for _ in range(3)]
+    for number in range(4):
+        codes = encode.encode(make_dictionary(), N, pairs, encode.runs(parts[number], starts))
+        for summary in (some[number % 2], some[2]):
+            summary.add_part(parts[number], number, codes, split)
+    (folder / "manifest.json").unlink()
+    (folder / "summary.safetensors").unlink()
+    for name, summary in zip(("0", "1", "all"), some, strict=True):
+        summary.save(folder / f"summary-{name}.scratch")
+    assert build(folder, activation_store, token_store).digest == whole.digest
+
+
+def test_parts_are_smaller_where_many_latents_are_active(activation_store, monkeypatch):
+    """4 a token: 1,024 rows and no fewer."""
+    pairs = activation_store.pairs(encoding.Places((SITE,)), "train")
+    assert encode._part_rows(make_dictionary(), pairs) == 1 << 16
+    monkeypatch.setattr(encode, "PART_ENTRIES", 1 << 15)
+    assert encode._part_rows(make_dictionary(), pairs) == 1 << 13
+    monkeypatch.setattr(encode, "PART_ENTRIES", 1)
+    assert encode._part_rows(make_dictionary(), pairs) == 1024
+
+
+def test_missing_codes_are_named(tmp_path, activation_store, token_store):
+    box = build(tmp_path / "c", activation_store, token_store)
     with pytest.raises(StoreError) as caught:
         open_codes(box, "dev")
-    assert str(caught.value) == f"{box.path / 'dev.safetensors'}: no codes of the dev split; run the index stage again"
+    assert str(caught.value) == f"{box.path}: no codes of the dev split; run the index stage again"
 
 
-def test_by_latent_by_hand():
-    # position 3: latents 2 and 0; position 7: latent 2
-    codes = encode.by_latent(
-        np.array([2, 0, 2], np.int32), np.array([3, 3, 7], np.int32), np.array([0.5, 1.0, 2.0], np.float32), 4
+@pytest.mark.slow
+def test_two_processes_make_the_bytes_of_one(tmp_path, activation_store, token_store, monkeypatch):
+    monkeypatch.setattr(encode, "PART_ROWS", PART_ROWS)
+    one = build(tmp_path / "one", activation_store, token_store, kept_tokens=150)
+    assert sum(part.is_kept for part in plan(token_store.split("train"), 1, 10**7, 150, PART_ROWS)) > 1
+    paths = [str(path) for path in (token_store.box.path, activation_store.box.path, tmp_path / "two")]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tests.analysis.encoding"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *command, *paths], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
     )
-    assert codes.offsets.tolist() == [0, 1, 1, 3, 3]
-    assert [part.tolist() for part in codes.of(2)] == [[3, 7], [0.5, 2.0]]
-    assert [part.tolist() for part in codes.of(1)] == [[], []]
-    assert codes.counts().tolist() == [1, 0, 2, 0]
-
-
-@given(st.lists(st.lists(st.integers(0, 4), unique=True), max_size=8))
-def test_by_latent_by_brute_force(rows):
-    indices = np.array([i for row in rows for i in row], np.int32)
-    positions = np.array([p for p, row in enumerate(rows) for _ in row], np.int32)
-    values = np.arange(1, len(indices) + 1, dtype=np.float32)
-    codes = encode.by_latent(indices, positions, values, 5)
-    for latent in range(5):
-        own = indices == latent
-        found = [part.tolist() for part in codes.of(latent)]
-        assert found == [positions[own].tolist(), values[own].tolist()]
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert digests(tmp_path / "two") == digests(one.path)
+    assert len(digests(one.path)) > 4

@@ -26,11 +26,11 @@ from sae.text import Document
 WORDS = ["the", "dog", "barked", "at", "cat", "?"]
 HOSTILE = '</script><img src=x onerror="alert(1)">\u2028\u2029\u202eabc\x00\x07'
 DOG = {
-    **{"latent": 0, "stratum": "top", "rank": 0, "split": "fit"},
+    **{"latent": 0, "kind": "top", "stratum": "top", "rank": 0, "split": "fit"},
     **{"position": 1, "value": 2.0, "start": 0, "stop": 4, "values": [0.0, 2.0, 0.1234567, 0.0]},
 }
 LAST_CAT = {
-    **{"latent": 0, "stratum": "0-50%", "rank": 0, "split": "fit"},
+    **{"latent": 0, "kind": "interval", "stratum": "0-50%", "rank": 0, "split": "fit"},
     **{"position": 7, "value": 0.98, "start": 4, "stop": 8, "values": [0.0, 0.0, 0.0, 0.98]},
 }
 LABEL = {
@@ -74,6 +74,11 @@ def latent(number: int, n_fired: int, **other: Any) -> dict[str, Any]:
         "trigger_tokens": [1] if n_fired else [],
         "trigger_counts": [n_fired] if n_fired else [],
         "trigger_rates": [1.0] if n_fired else [],
+        "next_tokens": [2] if n_fired else [],
+        "next_counts": [1] if n_fired else [],
+        "next_lifts": [3.14159] if n_fired else [],
+        "cofiring": [2] if n_fired else [],
+        "cofiring_rates": [0.12345] if n_fired else [],
         **other,
     }
 
@@ -139,6 +144,7 @@ def test_a_chunk_reads_back(store, tmp_path):
     }
     assert first["promoted"] == [[2, 3], [1.23, 0.5]]
     assert first["triggers"] == [[1], [2], [1]]
+    assert (first["next"], first["cofiring"]) == ([[2], [1], [3.14]], [[2], [0.123]])
     # bin 9 of 20 is below half of the maximum: one of two firings
     assert first["strata"] == [{"name": "top", "n": 1}, {"name": "0-50%", "n": 1, "low": 0, "high": 0.5, "share": 0.5}]
     assert chunk["documents"] == [["fit", "books", "A dog & a cat", 6], ["fit", "books", HOSTILE, 2]]

@@ -25,8 +25,8 @@ def test_a_view_leaves_out_the_first_positions_of_each_context():
     assert (view.n_documents, view.n_latents) == (2, 2)
 
 
-def test_a_view_ends_where_the_codes_end():
-    view = FitView.of(SPLIT, CODES, STRINGS, skip_positions=1, limit_tokens=2)
+def test_a_view_has_what_was_encoded():
+    view = FitView.of(SPLIT, CODES, STRINGS, skip_positions=1, encoded=np.array([1, 2]))
     assert view.valid.tolist() == [False, True, True, False, False]
 
 

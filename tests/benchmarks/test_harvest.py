@@ -9,7 +9,11 @@ from benchmarks.report import _harvest_section
 def test_the_section_has_a_row_for_each():
     own = {"tokens_per_second": 1234.0, "peak_megabytes": 512, "error": 0.00651}
     other = {**own, "tokens_per_second": 617.0}
-    origin = {"command": "bench", "date": "2026-01-31", "hardware": {"cpu": "a CPU", "threads": 2, "torch": "2", "gpu": ""}}
+    origin = {
+        "command": "bench",
+        "date": "2026-01-31",
+        "hardware": {"cpu": "a CPU", "threads": 2, "torch": "2", "gpu": ""},
+    }
     cases = {"embedded": [{"sae-atlas": own, "SAELens, autocast": other}]}
     text = _harvest_section({"cases": cases, "origins": {"embedded": origin}})
     assert "### embedded, 1 round\n" in text

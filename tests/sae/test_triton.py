@@ -20,17 +20,20 @@ def check(values: Tensor, k: int) -> None:
     check_largest(OWN, values.to(GPU), k)
 
 
+@pytest.mark.slow  # in the interpreter
 @given(st.integers(0, 10**6), st.integers(0, 3), st.integers(1, 300), st.sampled_from(KINDS), st.data())
 def test_top_k_is_torchs(seed, rows, n, kind, data):
     check(strengths(seed, rows, n, kind), data.draw(st.integers(1, n)))
 
 
+@pytest.mark.slow  # in the interpreter
 @pytest.mark.parametrize("kind", [*KINDS, torch.float64])
 @pytest.mark.parametrize(("n", "k"), [(24_576, 32), (24_577, 128), (70_000, 32), (3000, 200), (5000, 3000)])
 def test_top_k_at_real_sizes(n, k, kind):
     check(strengths(0, 1, n, kind), k)
 
 
+@pytest.mark.slow  # in the interpreter
 @pytest.mark.parametrize("kind", KINDS)
 def test_top_k_of_ties_and_of_rows_without_positive_entries(kind):
     check(torch.zeros(3, 500, dtype=kind), 7)
@@ -59,6 +62,7 @@ def test_the_edge_of_a_batch_lies_in_the_lower_bits_too(kind, rows):
     check_largest_of_batch(OWN, (1 + steps * 2.0**-7).to(kind).to(GPU), 21 * rows)
 
 
+@pytest.mark.slow  # in the interpreter
 @pytest.mark.parametrize("is_rounded", [False, True])
 @pytest.mark.parametrize("is_sized", [False, True])
 @pytest.mark.parametrize("whole", [True, False])

@@ -402,7 +402,7 @@ class Ops(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("sae", "places", "errors"),
     [
-        (TopKConfig(**RECORDED, multi_coef=0.1), X, {"mse", "multi"}),
+        pytest.param(TopKConfig(**RECORDED, multi_coef=0.1), X, {"mse", "multi"}, marks=pytest.mark.slow),
         (BatchTopKConfig(**RECORDED), X, {"mse"}),
         (MatryoshkaConfig(**RECORDED, groups=(0.25, 0.75)), X, {"mse", "mse_16"}),
         (CrosscoderBatchTopKConfig(**RECORDED), X_AND_Y, {"mse"}),

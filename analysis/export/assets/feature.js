@@ -64,13 +64,17 @@ function body(row, details, documents) {
   const triggers = panel("Fires on", "Tokens it fires on most often, and how often it fires when the token occurs.", triggerTable(details.triggers));
   const lens = details.promoted[0].length > 0 &&
     panel("Promotes and suppresses", "Next tokens that the feature makes more or less likely, by its direct path to the output.", lensTables(details));
+  const follows = details.next[0].length > 0 &&
+    panel("Is followed by", "Next tokens in the text where it fires, and how many times as often as anywhere.", nextTable(details.next));
+  const together = details.cofiring[0].length > 0 &&
+    panel("Fires together with", "Features that are active on the same tokens beyond chance, and on what share of them.", neighbourList(details.cofiring));
   const neighbours = panel("Points the same way", "Features with the most similar decoder direction, by cosine.", neighbourList(details.neighbours));
   const card = scoreCard(details.scores);
   return [
     el("div", { class: "band" }, card || triggers, strength),
     el("div", { class: "split" },
       exampleSection(row, details, documents),
-      el("aside", {}, card && triggers, lens, neighbours)),
+      el("aside", {}, card && triggers, lens, follows, together, neighbours)),
   ];
 }
 
@@ -147,6 +151,9 @@ function strata(row, details, documents) {
 
 function stratumTitle(stratum, max) {
   if (stratum.name === "top") return el("h3", {}, "Strongest activations");
+  if (stratum.name === "silent") {
+    return el("h3", {}, "Near misses", el("span", {}, "tokens it mostly fires on, where it is silent"));
+  }
   if (stratum.low == null) return el("h3", {}, stratum.name);
   return el("h3", {}, el("span", { class: "swatch", "--a": (stratum.low + stratum.high) / 2 }),
     `${short(stratum.low * max)} to ${short(stratum.high * max)}`,
@@ -167,6 +174,13 @@ function triggerTable([tokens, counts, rates]) {
     el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Token"), el("th", { scope: "col" }, "Times"), el("th", { scope: "col", title: "P(fire | token)" }, "Fires when it occurs"))),
     el("tbody", {}, tokens.map((token, i) => el("tr", {},
       el("td", {}, chip(token)), el("td", {}, whole(counts[i])), el("td", {}, meter(rates[i], 1), el("span", {}, percent(rates[i])))))));
+}
+
+function nextTable([tokens, counts, lifts]) {
+  return el("table", { class: "triggers" },
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Token"), el("th", { scope: "col" }, "Times"), el("th", { scope: "col", title: "P(next | fires) / P(next)" }, "As often as anywhere"))),
+    el("tbody", {}, tokens.map((token, i) => el("tr", {},
+      el("td", {}, chip(token)), el("td", {}, whole(counts[i])), el("td", {}, el("span", {}, `${short(lifts[i])}×`))))));
 }
 
 const meter = (value, top) => el("span", { class: "meter", "aria-hidden": "true", "--x": top ? Math.min(1, Math.abs(value) / top) : 0 });

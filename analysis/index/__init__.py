@@ -1,0 +1,1 @@
+"""Codes and their summary → one row a latent, and examples: what pages and queries read."""
