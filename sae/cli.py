@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sae.errors import ConfigError, SaeError
 
 if TYPE_CHECKING:
+    from analysis.query import Index
     from sae.run import Run
     from sae.run_config import RunConfig
 
@@ -111,6 +112,27 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--to", required=True, type=Path, help="a .csv file (a row a latent), or a folder for the atlas"
     )
+    query = _add_run(
+        commands,
+        "query",
+        "ask a run's index: which latent does what",
+        _query,
+        """sae query configs/embedded.yaml --latent 12
+  sae query configs/embedded.yaml --token ' dog'
+  sae query configs/embedded.yaml --label 'king quee*' --top 5
+  sae query configs/embedded.yaml --sql 'select latent, density from latents order by token_r2 limit 5'""",
+    )
+    asked = query.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--latent", type=int, metavar="N", help="all that is known of a latent")
+    asked.add_argument("--token", metavar="TEXT", help="latents by the token that they fire on, ' dog' with its space")
+    asked.add_argument("--next", metavar="TEXT", help="latents by the next token that they promote")
+    asked.add_argument("--label", metavar="WORDS", help="latents by words of their labels; a word may end in *")
+    asked.add_argument("--near", type=int, metavar="N", help="latents whose decoder direction is like that of a latent")
+    asked.add_argument("--near-encoder", type=int, metavar="N", help="the same by encoder direction")
+    asked.add_argument("--overlap", type=int, nargs=2, metavar=("N", "M"), help="how far two latents fire together")
+    asked.add_argument("--sql", metavar="QUERY", help="DuckDB's SQL over latents, examples, labels, tokens")
+    query.add_argument("--top", type=int, default=20, metavar="K", help="answers, at most (20)")
+    query.add_argument("--json", action="store_true", help="as JSON; --overlap always is")
     _add_run(
         commands, "config", "print every field with its value and help", _config, "sae config configs/embedded.yaml"
     )
@@ -240,15 +262,15 @@ def _sweep(arguments: argparse.Namespace) -> None:
     with _locked_run(arguments) as run:
         rows = sweep(run)
         columns = ("name", "type", "site", "n_latents", "l0", "fvu", "pca_fvu", "ce_recovered", "dead_fraction")
-        table = [columns, *([_cell(getattr(row, name)) for name in columns] for row in rows)]
-        widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-        for line in table:
-            _say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        for line in _aligned([columns, *([getattr(row, name) for name in columns] for row in rows)]):
+            _say(line)
         _say(f"table: {run.out / 'sweep' / 'table.csv'}\nplot: {run.out / 'sweep' / 'pareto.png'}")
 
 
-def _cell(value: str | int | float) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else "".join(c if c.isprintable() else " " for c in str(value))
 
 
 def _browse(arguments: argparse.Namespace) -> None:
@@ -280,6 +302,51 @@ def _export(arguments: argparse.Namespace) -> None:
         own = shutil.ignore_patterns("manifest.json", "inputs.json", ".lock")
         shutil.copytree(boxes["atlas"].path, arguments.to, dirs_exist_ok=True, ignore=own)
     _say(f"written: {arguments.to}")
+
+
+def _query(arguments: argparse.Namespace) -> None:
+    if arguments.top < 1:
+        raise ConfigError(f"--top {arguments.top}: must be 1 or more")
+    from analysis.query import Index
+
+    index = Index(_boxes(arguments))
+    if arguments.latent is not None:
+        from analysis.export.text import describe
+
+        view = index.view(arguments.latent)
+        _say(view if arguments.json else describe(view))
+    elif arguments.overlap is not None:
+        _say(index.overlap(*arguments.overlap))
+    else:
+        hits = _hits(index, arguments)
+        if arguments.json:
+            _say(hits)
+            return
+        for line in _aligned([list(hits[0]), *(list(hit.values()) for hit in hits)]) if hits else ["nothing"]:
+            _say(line)
+
+
+def _hits(index: "Index", arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    top = arguments.top
+    if arguments.sql is not None:
+        return index.sql(arguments.sql).to_pylist()[:top]
+    if arguments.token is not None:
+        return index.by_token(arguments.token, top)
+    if arguments.next is not None:
+        return index.by_next_token(arguments.next, top)
+    if arguments.label is not None:
+        return index.search(arguments.label, top)
+    if arguments.near is not None:
+        return index.nearest(arguments.near, "decoder", top)
+    return index.nearest(arguments.near_encoder, "encoder", top)
+
+
+def _aligned(rows: Sequence[Sequence[Any]]) -> list[str]:
+    """A line for each row, its cells below one another; long texts come last."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    order = sorted(range(len(cells[0])), key=lambda i: (max(len(row[i]) for row in cells) > 40, i))
+    widths = [max(len(row[i]) for row in cells) for i in order]
+    return ["  ".join(row[i].ljust(width) for i, width in zip(order, widths, strict=True)).rstrip() for row in cells]
 
 
 def _config(arguments: argparse.Namespace) -> None:

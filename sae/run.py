@@ -39,7 +39,7 @@ VERSIONS = {
     "evaluation": 3,
     "codes": 2,
     "index": 2,
-    "labels": 1,
+    "labels": 2,
     "atlas": 1,
 }
 """The boxes of a run, in order, and the version of the code behind each: raised by hand when it gives other
@@ -215,6 +215,7 @@ class Run:
     def index(self) -> Box:
         from analysis.codes import open_codes
         from analysis.index.build import build
+        from analysis.splits import token_strings
         from analysis.summary import Summary
         from sae import hub
         from sae.sites import resolve, writes_residual
@@ -233,7 +234,7 @@ class Run:
                 hub.load(self.dictionary.path).directions.detach(),
                 self.subject.model if is_residual else None,
                 self.token_store.split("train"),
-                self.token_store.vocabulary,
+                token_strings(self.subject.tokenizer),
                 cfg,
                 out,
             ),

@@ -23,7 +23,20 @@ def test_help_teaches_with_examples_and_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code + heavy], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert "sae run configs/embedded.yaml sae.k=32 train.lr=3e-4 out=runs/k32" in done.stdout
-    for command in ("run", "harvest", "train", "index", "label", "eval", "browse", "export", "info", "config", "sweep"):
+    for command in (
+        "run",
+        "harvest",
+        "train",
+        "index",
+        "label",
+        "eval",
+        "browse",
+        "export",
+        "info",
+        "config",
+        "sweep",
+        "query",
+    ):
         assert f"    {command} " in done.stdout
 
 
@@ -106,6 +119,34 @@ def test_whole_run_and_a_second_that_does_no_work(tmp_path: Path) -> None:
     assert sae("export", "configs/smoke.yaml", out, "--to", str(csv)).returncode == 0
     assert csv.read_text().splitlines()[0].startswith("latent,n_fired,density")
     assert len(csv.read_text().splitlines()) >= 257
+    check_queries(out)
+
+
+def check_queries(out: str) -> None:
+    """As a table, in words, as JSON; and mistakes in one line."""
+
+    def ask(*question: str) -> subprocess.CompletedProcess[str]:
+        return sae("query", "configs/smoke.yaml", out, *question)
+
+    lines = ask("--token", " the", "--top", "3").stdout.splitlines()
+    assert [line.split()[:4] for line in lines][0] == ["latent", "f1", "rate", "share"]
+    assert len(lines) == 4
+    best = int(lines[1].split()[0])
+    assert ask("--latent", str(best)).stdout.startswith(f"{best}: ")
+    view = json.loads(ask("--latent", str(best), "--json").stdout)
+    assert " the" in {entry["text"] for entry in view["triggers"]}
+    assert json.loads(ask("--overlap", str(best), str(best)).stdout)["jaccard"] == 1
+    assert len(ask("--near", str(best), "--top", "2").stdout.splitlines()) == 3
+    assert len(json.loads(ask("--near-encoder", str(best), "--json").stdout)) == 20
+    assert ask("--label", "xylophone").stdout == "nothing\n"
+    assert ask("--next", " the").returncode == 0
+    assert ask("--sql", "select count(*) as n from latents").stdout == "n\n256\n"
+    wrong = ask("--token", "the cat")
+    assert (wrong.returncode, wrong.stderr) == (
+        2,
+        "sae: token 'the cat': is none of this model's; longer words are several tokens\n",
+    )
+    assert ask().returncode == 2
 
 
 @pytest.mark.slow

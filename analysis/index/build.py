@@ -2,11 +2,13 @@
 
     index/latents.parquet    one row a latent, see `LATENTS`
     index/examples.parquet   one row an example, see `EXAMPLES`; pointers into the token store
+    index/tokens.parquet     one row a token of the vocabulary, see `TOKENS`
 
 All of it comes from the training documents; those on which labels are scored are not looked at here. Latents are worked
 on a block at a time, so memory does not grow with the tokens that are kept.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from analysis.config import IndexConfig
 from analysis.index import cofiring
 from analysis.index.contingency import next_columns, token_columns
 from analysis.index.examples import Chooser, TokenPlaces
-from analysis.index.tables import EXAMPLES, LATENTS, Columns, Lists, written
+from analysis.index.tables import EXAMPLES, LATENTS, TOKENS, Columns, Lists, written
 from analysis.summary import BINS, Summary, offset_edges
 from sae.errors import ConfigError
 from sae.tokens import TokenSplit
@@ -36,7 +38,7 @@ def build(
     directions: Float[Tensor, "n_latents d"],
     model: nn.Module | None,
     split: TokenSplit,
-    vocabulary: int,
+    strings: Sequence[str],
     cfg: IndexConfig,
     out: Path,
 ) -> dict[str, Any]:
@@ -45,7 +47,9 @@ def build(
     Args:
         summary: of all tokens that were encoded; `stored` has what fires on those that are kept.
         model: the network whose residual stream the directions are written into; none if they are not.
+        strings: the text of each token id.
     """
+    vocabulary = len(strings)
     positions = stored.positions()
     token_counts = np.bincount(split.tokens[positions], minlength=vocabulary)
     is_last = split.is_last()
@@ -54,7 +58,7 @@ def build(
     chooser = Chooser(split, summary, cfg, TokenPlaces(split.tokens, positions, vocabulary))
     whole = {
         **_statistics(summary),
-        **_outputs(directions, model, cfg.logits),
+        **_outputs(directions, model, vocabulary, cfg.logits),
         **_neighbours(directions, cfg.neighbours),
     }
     with written(out / "latents.parquet", LATENTS) as latents, written(out / "examples.parquet", EXAMPLES) as examples:
@@ -71,6 +75,8 @@ def build(
                 }
             )
             examples.add(chooser.columns(codes, first, triggers["trigger_tokens"]))
+    with written(out / "tokens.parquet", TOKENS) as table:
+        table.add({"token": np.arange(vocabulary), "text": list(strings), "n_kept": token_counts})
     n_live = int((summary.counts() > 0).sum())
     return {"n_tokens": summary.n_rows, "n_kept": len(positions), "n_latents": summary.n_latents, "n_live": n_live}
 
@@ -117,7 +123,7 @@ def _histograms(codes: Codes, peaks: np.ndarray) -> Lists:
     return Lists.of_matrix(counts.reshape(-1, N_BINS))
 
 
-def _outputs(directions: Tensor, model: nn.Module | None, k: int) -> Columns:
+def _outputs(directions: Tensor, model: nn.Module | None, vocabulary: int, k: int) -> Columns:
     """Promoted and suppressed tokens of each latent; empty where the site does not write logits."""
     names = ("promoted_tokens", "promoted_logits", "suppressed_tokens", "suppressed_logits")
     nothing = {name: Lists.of_matrix(np.zeros((len(directions), 0))) for name in names}
@@ -126,7 +132,7 @@ def _outputs(directions: Tensor, model: nn.Module | None, k: int) -> Columns:
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for block in directions.split(1024):
         try:
-            effects = lens.logit_effects(block, model)
+            effects = lens.logit_effects(block, model)[:, :vocabulary]  # a network may have room for more tokens
         except ConfigError:  # of another width than the residual stream
             return nothing
         (high, up), (low, down) = lens.top_tokens(effects, k)

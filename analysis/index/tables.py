@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 
 from sae.files import publish
 
-ROW_GROUP = 1024  # rows that are read together: a latent's are found by the bounds of each group
+ROW_GROUPS = {"latents": 128, "examples": 1024, "tokens": 1 << 20}
+"""Rows that are read together: a latent's are found by the bounds of each group."""
 
 LATENTS = pa.schema(
     [
@@ -64,6 +65,13 @@ EXAMPLES = pa.schema(
         ("values", pa.list_(pa.float32())),  # this latent's activation on each token of the window
     ]
 )
+TOKENS = pa.schema(
+    [
+        ("token", pa.int32()),
+        ("text", pa.string()),  # with its leading space
+        ("n_kept", pa.int64()),  # how often it occurs among the kept tokens
+    ]
+)
 Columns = Mapping[str, Any]
 """A value of a table's column for each of some rows: an array, or a `Lists`."""
 
@@ -93,16 +101,15 @@ def written(path: Path, schema: pa.Schema) -> Iterator["Writer"]:
     """A table that is written a block of rows at a time, and published when all are."""
     temporary = path.with_name(f".tmp-{path.name}")
     with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        yield Writer(writer, schema)
+        yield Writer(writer, schema, ROW_GROUPS[path.stem])
     publish(path, temporary.rename)
 
 
 class Writer:
     """Where blocks of rows go."""
 
-    def __init__(self, writer: pq.ParquetWriter, schema: pa.Schema) -> None:
-        self._writer, self._schema = writer, schema
-        self.n_rows = 0
+    def __init__(self, writer: pq.ParquetWriter, schema: pa.Schema, row_group: int) -> None:
+        self._writer, self._schema, self._row_group = writer, schema, row_group
 
     def add(self, columns: Columns) -> None:
         """Some rows, with all of the schema's columns; NaN becomes null."""
@@ -114,5 +121,4 @@ class Writer:
             else:
                 arrays.append(pa.array(column, field.type, from_pandas=True))
         table = pa.Table.from_arrays(arrays, schema=self._schema)
-        self._writer.write_table(table, row_group_size=ROW_GROUP)
-        self.n_rows += table.num_rows
+        self._writer.write_table(table, row_group_size=self._row_group)

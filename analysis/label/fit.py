@@ -25,6 +25,7 @@ from analysis.splits import FitView, SelectView, TestView
 from sae.files import publish, write_json
 
 N_DIGITS = 6
+ROW_GROUP = 128  # records that are read together
 STATUSES = ("labelled", "abstained", "rare", "silent")
 
 
@@ -46,7 +47,8 @@ def write(records: list[LabelRecord], out: Path) -> dict[str, Any]:
     rows = [_rounded(asdict(record)) for record in records]
     write_json(out / "labels.json", rows)
     flat = [row | {"rule": json.dumps(row["rule"], sort_keys=True) if row["rule"] else None} for row in rows]
-    publish(out / "labels.parquet", lambda path: pq.write_table(pa.Table.from_pylist(flat, schema=_schema()), path))
+    table = pa.Table.from_pylist(flat, schema=_schema())
+    publish(out / "labels.parquet", lambda path: pq.write_table(table, path, row_group_size=ROW_GROUP))
     return facts(records)
 
 

@@ -16,6 +16,7 @@ from tests.analysis.stored import stored
 
 TOKENS = [5, 6, 5, 7, 5, 6, 5, 8, 7, 7]
 """Two documents of 5 tokens, each a context."""
+STRINGS = [f"<{token}>" for token in range(300)]
 
 
 def split_of(tokens=TOKENS, document_starts=(0, 5, 10), context_starts=(0, 5, 10)) -> TokenSplit:
@@ -29,7 +30,7 @@ def build(path, gpt2, firings, split=None, skip=0, directions=None, limits=(1 <<
     if directions is None:
         directions = torch.randn(len(firings), 16, generator=torch.Generator().manual_seed(0))
     codes, summary = stored(path / "codes", split, firings, skip, *limits, part_rows=7)
-    facts = build_index(codes, summary, directions, gpt2, split, 300, IndexConfig(**choices), path)
+    facts = build_index(codes, summary, directions, gpt2, split, STRINGS, IndexConfig(**choices), path)
     return *(pq.read_table(path / f"{name}.parquet").to_pylist() for name in ("latents", "examples")), facts
 
 
@@ -303,4 +304,9 @@ def test_the_same_codes_give_the_same_bytes(tmp_path, gpt2):
         build(tmp_path / name, gpt2, [{0: 2.0, 4: 1.0}, {3: 1.0}])
     for name in ("latents.parquet", "examples.parquet"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
-    assert {path.name for path in (tmp_path / "1").iterdir()} == {"codes", "latents.parquet", "examples.parquet"}
+    assert {path.name for path in (tmp_path / "1").iterdir()} == {
+        "codes",
+        "latents.parquet",
+        "examples.parquet",
+        "tokens.parquet",
+    }
