@@ -236,7 +236,7 @@ class Index:
         return self._ids[text]
 
     def _hit(self, latent: int, **told_by: float | None) -> Hit:
-        return {"latent": latent, "label": self._texts[latent], **told_by}
+        return {"latent": latent, **told_by, "label": self._texts[latent]}
 
     # --- what is held ---
 

@@ -342,11 +342,10 @@ def _hits(index: "Index", arguments: argparse.Namespace) -> list[dict[str, Any]]
 
 
 def _aligned(rows: Sequence[Sequence[Any]]) -> list[str]:
-    """A line for each row, its cells below one another; long texts come last."""
+    """A line for each row, its cells below one another."""
     cells = [[_cell(value) for value in row] for row in rows]
-    order = sorted(range(len(cells[0])), key=lambda i: (max(len(row[i]) for row in cells) > 40, i))
-    widths = [max(len(row[i]) for row in cells) for i in order]
-    return ["  ".join(row[i].ljust(width) for i, width in zip(order, widths, strict=True)).rstrip() for row in cells]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
 
 
 def _config(arguments: argparse.Namespace) -> None:

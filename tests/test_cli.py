@@ -129,7 +129,7 @@ def check_queries(out: str) -> None:
         return sae("query", "configs/smoke.yaml", out, *question)
 
     lines = ask("--token", " the", "--top", "3").stdout.splitlines()
-    assert [line.split()[:4] for line in lines][0] == ["latent", "f1", "rate", "share"]
+    assert lines[0].split() == ["latent", "f1", "rate", "share", "label"]
     assert len(lines) == 4
     best = int(lines[1].split()[0])
     assert ask("--latent", str(best)).stdout.startswith(f"{best}: ")
