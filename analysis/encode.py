@@ -35,6 +35,7 @@ PART_ENTRIES = 1 << 24  # firings of a part, about, at most: a part is sorted in
 SUMMARISED = "train"
 """The split that the index is about; labels are fitted, chosen and scored on the others."""
 CHECKPOINT_SECONDS = 60.0
+TINY = 1e-30
 
 
 @memory.reused()
@@ -50,19 +51,18 @@ def build(
     """Write the codes of every split and the summary of `train` into `out`; returns the facts of the box."""
     facts: dict[str, Any] = {}
     part_rows = _part_rows(dictionary, activations.pairs(places, SUMMARISED))
-    unit = round(float(np.log2(np.sqrt(sum(activations.stats(site).mean_square for site in places.inputs)))))
+    mean_square = sum(activations.stats(site).mean_square for site in places.inputs)
+    unit = round(float(np.log2(max(mean_square, TINY))) / 2)  # a row's size, to a power of 2
     for name in tokens.splits():
         split, skip = tokens.split(name), activations.skip_positions
         is_summarised = name == SUMMARISED
         limits = (cfg.tokens, cfg.kept_tokens) if is_summarised else (cfg.label_tokens, cfg.label_tokens)
-        task = _Task(
-            dictionary, n_latents, activations.pairs(places, name), split, plan(split, skip, *limits, part_rows)
-        )
+        parts = plan(split, skip, *limits, part_rows)
+        task = Task(dictionary, n_latents, activations.pairs(places, name), split, skip, parts)
         if is_summarised:
-            summary = Summary.empty(n_latents, unit)
-            _summarise(task, summary, out, skip)
+            summarise(task, Summary.empty(n_latents, unit), out)
         else:
-            _keep(task, out, skip)
+            keep(task, out)
         kept = [part for part in task.parts if part.is_kept]
         facts[name] = {
             "n_rows": sum(part.n_rows for part in task.parts),
@@ -74,13 +74,15 @@ def build(
 
 
 @dataclass(frozen=True, eq=False)
-class _Task:
+class Task:
     """The encoding of one split."""
 
     dictionary: Dictionary
     n_latents: int
     rows: Pairs
     split: TokenSplit
+    skip: int
+    """Positions at the beginning of a context that have no row."""
     parts: list[Part]
 
     def own(self, done: Sequence[int]) -> list[int]:
@@ -88,9 +90,9 @@ class _Task:
         left = [number for number in range(len(self.parts)) if number not in set(done)]
         return left[current().rank :: current().size]
 
-    def codes(self, numbers: list[int], skip: int) -> Iterator[tuple[int, Part, PartCodes]]:
+    def codes(self, numbers: list[int]) -> Iterator[tuple[int, Part, PartCodes]]:
         """Encode some parts, one after the other."""
-        first_rows = np.append(0, np.cumsum(np.maximum(np.diff(self.split.context_starts) - skip, 0)))
+        first_rows = np.append(0, np.cumsum(np.maximum(np.diff(self.split.context_starts) - self.skip, 0)))
         total = sum(self.parts[number].n_rows for number in numbers)
         with tqdm(
             total=total, unit="tok", unit_scale=True, desc=f"index {self.split.name}", mininterval=1.0
@@ -101,15 +103,15 @@ class _Task:
                 progress.update(part.n_rows)
 
 
-def _keep(task: _Task, out: Path, skip: int) -> None:
-    """The codes of all parts."""
+def keep(task: Task, out: Path) -> None:
+    """Write the codes of all parts."""
     done = [n for n in range(len(task.parts)) if part_path(out, task.split.name, n).exists()]
-    for number, part, codes in task.codes(task.own(current().told(done)), skip):
+    for number, part, codes in task.codes(task.own(current().told(done))):
         codes.write(part_path(out, task.split.name, number), part)
 
 
-def _summarise(task: _Task, empty: Summary, out: Path, skip: int) -> None:
-    """The codes of those parts that are kept, and the summary of all."""
+def summarise(task: Task, empty: Summary, out: Path) -> None:
+    """Write the codes of those parts that are kept, and the summary of all; `empty` is that of none."""
     team, done = current(), list[int]()
     if team.is_main and (known := _gathered(out)):
         former, done = out / f"summary-all{SCRATCH}", known.parts.tolist()
@@ -118,7 +120,7 @@ def _summarise(task: _Task, empty: Summary, out: Path, skip: int) -> None:
             if path != former:
                 path.unlink()
     mine, path, saved = empty, out / f"summary-{team.rank}{SCRATCH}", time.monotonic()
-    for number, part, codes in task.codes(task.own(team.told(done)), skip):
+    for number, part, codes in task.codes(task.own(team.told(done))):
         if part.is_kept:
             codes.write(part_path(out, task.split.name, number), part)
         mine.add_part(part, number, codes, task.split)

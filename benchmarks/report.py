@@ -30,6 +30,7 @@ def main() -> None:
         ("dead", _dead_section),
         ("harvest", _harvest_section),
         ("reading", _reading_section),
+        ("index", _index_section),
         ("ground_truth", _ground_truth_section),
     )
     for name, section in sections:
@@ -144,6 +145,40 @@ def _reading_section(figures: dict[str, Any]) -> str:
     columns = ("window (`train.window_rows`)", "rows/s", "runs in a batch")
     rows = [[f"{case['window']:,}", f"{case['rows_per_second']:,}", f"{case['runs']:.0f}"] for case in figures["cases"]]
     return "\n".join([*lines, *table(columns, rows), ""])
+
+
+def _index_section(figures: dict[str, Any]) -> str:
+    lines = [
+        "## The index\n",
+        f"A TopK dictionary, k = {figures['k']}, over rows of {figures['d_in']} numbers; *codes* has encoding in it,",
+        "and writes the summary of all tokens and the firings of those that are kept; *index* makes the tables, with",
+        "logits of GPT-2's width and vocabulary. Memory is the largest resident set, of encoding alone and in all.\n",
+    ]
+    columns = (
+        *("latents", "tokens", "kept", "encoding alone", "codes", "index", "all / encoding", "bytes a firing"),
+        *("memory, encoding", "memory"),
+    )
+    rows = []
+    for case in figures["cases"]:
+        alone, codes, index = (case[f"{name}_seconds"] for name in ("encode", "codes", "index"))
+        rows.append(
+            [
+                *(f"{case[name]:,}" for name in ("n_latents", "tokens", "kept_tokens")),
+                *(f"{seconds:,.0f} s" for seconds in (alone, codes, index)),
+                f"{(codes + index) / alone:.2f}",
+                f"{case['bytes_a_firing']:.2f}",
+                *(f"{case[name]:,} MB" for name in ("encode_peak_megabytes", "peak_megabytes")),
+            ]
+        )
+    lines += [*table(columns, rows), ""]
+    if "questions" in figures:
+        rows = [
+            [name, *(f"{times[of]:.1f}" for of in ("first", "p50", "p95"))]
+            for name, times in figures["questions"].items()
+        ]
+        lines.append("Questions to the embedded run (`sae query`), milliseconds:\n")
+        lines += [*table(("", "the first", "half of the others", "95% of them"), rows), ""]
+    return "\n".join(lines)
 
 
 def _ground_truth_section(figures: dict[str, Any]) -> str:

@@ -32,6 +32,7 @@ N_BINS = 20
 BLOCK = 1 << 22  # firings that are worked on at a time
 
 
+@torch.no_grad()
 def build(
     stored: StoredCodes,
     summary: Summary,

@@ -57,12 +57,16 @@ def facts(records: list[LabelRecord]) -> dict[str, Any]:
 
     `labelled_fraction`, `abstained_fraction` and `beats_token_or_abstained_fraction` are shares of
     the live latents (all but silent); a rare one counts as abstained in the last, since it too is
-    given no label. `beats_token_fraction` and the medians are over labelled latents.
+    given no label. `beats_nulls_fraction` is the share of live latents with a label whose F1 is above that of every
+    null, `surely_beats_nulls_fraction` that of those where the lower end of its interval is, `median_auprc_margin` is
+    over live latents too: what is not labelled counts against the dictionary. `beats_token_fraction` and the other
+    medians are over labelled latents.
     """
     status = Counter(record.status for record in records)
     labelled = [record for record in records if record.scores and record.token]
     n_live = len(records) - status["silent"]
     better = sum(bool(record.beats_token) for record in labelled)
+    live = [record for record in records if record.status != "silent"]
     return {
         "n_by_status": {name: status[name] for name in STATUSES},
         "n_by_family": dict(sorted(Counter(record.family or "" for record in labelled).items())),
@@ -71,6 +75,9 @@ def facts(records: list[LabelRecord]) -> dict[str, Any]:
         "abstained_fraction": _share(status["abstained"], n_live),
         "beats_token_fraction": _share(better, len(labelled)),
         "beats_token_or_abstained_fraction": _share(better + status["abstained"] + status["rare"], n_live),
+        "beats_nulls_fraction": _share(sum(record.beats_nulls for record in live), n_live),
+        "surely_beats_nulls_fraction": _share(sum(record.surely_beats_nulls for record in live), n_live),
+        "median_auprc_margin": _median([record.auprc_margin for record in live]),
         "median_f1": _median([r.scores.f1 for r in labelled if r.scores]),
         "median_auprc": _median([r.scores.auprc for r in labelled if r.scores]),
         "median_token_f1": _median([r.token.f1 for r in labelled if r.token]),

@@ -72,3 +72,25 @@ class LabelRecord:
     shuffled_auprc: float | None
     token_r2: float
     """Share of the activation's variance on the fit split that its token explains."""
+
+    def nulls(self, metric: str) -> list[float]:
+        """What the label must beat in `f1` or `auprc`: the best single token, the label of another latent that fires
+        about as often, and its own predictions put anywhere."""
+        chance = {"f1": self.shuffled_f1, "auprc": self.shuffled_auprc}[metric]
+        known = [getattr(scores, metric) for scores in (self.token, self.other) if scores]
+        return known if chance is None else [*known, chance]
+
+    @property
+    def beats_nulls(self) -> bool:
+        """Whether there is a label, and its F1 on the test split is above that of every null."""
+        return self.scores is not None and self.scores.f1 > max(self.nulls("f1"))
+
+    @property
+    def surely_beats_nulls(self) -> bool:
+        """Whether even the lower end of its interval is."""
+        return self.f1_low is not None and self.f1_low > max(self.nulls("f1"))
+
+    @property
+    def auprc_margin(self) -> float:
+        """How far its AUPRC is above the best null's; 0 where there is no label."""
+        return self.scores.auprc - max(self.nulls("auprc")) if self.scores else 0.0

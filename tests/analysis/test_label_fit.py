@@ -97,6 +97,30 @@ def test_facts_count_the_living(records):
     assert facts([])["median_f1"] is None
 
 
+def test_labels_are_counted_that_beat_every_null(records):
+    """Five are alive, three of them labelled, with F1 .5 and AUPRC .6. Against the first the other latent's label wins,
+    against the second, by AUPRC, chance does, and only the third's interval lies above every null."""
+    own = replace(records[0].scores, f1=0.5, auprc=0.6)
+
+    def against(token: float, other: float | None, chance: float, low: float):
+        record = replace(records[0], scores=own, f1_low=low, shuffled_f1=chance, shuffled_auprc=chance + 0.2)
+        low_scores = replace(own, f1=token, auprc=token)
+        return replace(record, token=low_scores, other=None if other is None else replace(own, f1=other, auprc=other))
+
+    made = [against(0.1, 0.5, 0.0, 0.45), against(0.48, None, 0.45, 0.47), against(0.3, 0.2, 0.1, 0.31)]
+    assert [record.beats_nulls for record in made] == [False, True, True]
+    assert [record.surely_beats_nulls for record in made] == [False, False, True]
+    assert [record.auprc_margin for record in made] == pytest.approx([0.1, -0.05, 0.3])
+    unlabelled = [record for record in records if record.scores is None]
+    assert {record.auprc_margin for record in unlabelled} == {0.0}
+    assert not any(record.beats_nulls or record.surely_beats_nulls for record in unlabelled)
+    found = facts([*made, *unlabelled])
+    assert len(unlabelled) == 3, "one of which is silent"
+    assert (found["beats_nulls_fraction"], found["surely_beats_nulls_fraction"]) == (0.4, 0.2)
+    assert found["median_auprc_margin"] == 0
+    assert facts(made)["median_auprc_margin"] == pytest.approx(0.1)
+
+
 def test_equal_inputs_give_equal_bytes(views, records, tmp_path):
     write(records, tmp_path / "a")
     write(labels(*views, CFG), tmp_path / "b")
