@@ -106,10 +106,10 @@ class PartCodes:
         where = {"contexts": part.contexts, "row_starts": part.row_starts, "positions": part.positions}
         arrays = {
             **{name: array.astype(np.int64) for name, array in where.items()},
-            "offsets": self.offsets.astype(np.int64),
+            "offsets": self.offsets.astype(_narrowest(len(self.rows) + 1)),
             "rows": self.rows.astype(_narrowest(part.n_rows)),
             "values": self.values,
-            "row_offsets": self.row_offsets.astype(np.int64),
+            "row_offsets": self.row_offsets.astype(_narrowest(len(self.rows) + 1)),
             "latents": self.latents.astype(_narrowest(len(self.offsets) - 1)),
         }
         publish(path, lambda temporary: save_file(arrays, temporary))
@@ -117,7 +117,7 @@ class PartCodes:
 
 def _narrowest(n: int) -> type[np.unsignedinteger]:
     """What can count to n - 1."""
-    return np.uint16 if n <= 1 << 16 else np.uint32
+    return next(kind for kind in (np.uint16, np.uint32, np.uint64) if n - 1 <= np.iinfo(kind).max)
 
 
 class StoredPart:
@@ -139,11 +139,11 @@ class StoredPart:
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        return self._whole("offsets")
+        return self._whole("offsets").astype(np.int64)
 
     @cached_property
     def row_offsets(self) -> np.ndarray:
-        return self._whole("row_offsets")
+        return self._whole("row_offsets").astype(np.int64)
 
     def block(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(firings of each, positions, values) of latents `first:last`."""
