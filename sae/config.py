@@ -31,6 +31,7 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["auto", "float32", "bfloat16"]
+Weights = Literal["trained", "random", "shuffled"]
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
@@ -47,6 +48,9 @@ class ModelConfig:
     """`embedded`, a folder, or the name of a causal language model on the Hugging Face hub."""
     revision: str | None = None
     """Commit or branch on the hub; none means the main branch."""
+    weights: Weights = "trained"
+    """Null models, in which nothing has been learnt: `random`, weights drawn anew as its class does; `shuffled`, the
+    numbers of each matrix and vector in another order, so that sizes stay what they were."""
     precision: Precision = "auto"
     """Precision of its forward pass. `auto`: bfloat16 where the device computes it natively."""
 

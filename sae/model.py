@@ -9,10 +9,10 @@ from typing import cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from sae.config import ModelConfig, Precision
+from sae.config import ModelConfig, Precision, Weights
 from sae.errors import DataError
 from sae.files import sha256_file
 from sae.text import EMBEDDED
@@ -26,7 +26,7 @@ class Subject:
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     digest: str
-    """Stands for the weights: SHA-256 of a folder's files, or the commit on the hub."""
+    """Stands for the weights: SHA-256 of a folder's files, or the commit on the hub, and what was made of them."""
     precision: str
     """`float32` or `bfloat16`, resolved."""
     device: torch.device
@@ -65,10 +65,25 @@ def load(cfg: ModelConfig, device: torch.device | None = None) -> Subject:
             "they do not belong together"
         )
     digest = _folder_digest(folder) if folder.is_dir() else f"hub:{model.config._commit_hash}"
+    if cfg.weights != "trained":
+        model = _untrained(model, cfg.weights)
+        digest = f"{digest} {cfg.weights}"
     precision = resolve_precision(cfg.precision, device)
     network = cast(nn.Module, model)
     network.eval().requires_grad_(False).to(device)
     return Subject(cfg.name, network, tokenizer, digest, precision, device)
+
+
+@torch.no_grad()
+def _untrained(model: PreTrainedModel, weights: Weights) -> PreTrainedModel:
+    """The same network without what it has learnt; the same one every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if weights == "random":
+            return AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
+        for parameter in model.parameters():
+            parameter.copy_(parameter.flatten()[torch.randperm(parameter.numel())].view_as(parameter))
+    return model
 
 
 def default_device() -> torch.device:
