@@ -309,7 +309,8 @@ class SAE(Dictionary):
         for matrix, unit in zip(matrices, found, strict=True):
             matrix.copy_(norm * unit)
         if self.target_scaling is None:
-            self.W_enc.copy_(self.W_dec)
+            # of neurons the encoder undoes what the decoder does
+            self.W_enc.copy_(self.W_dec / norm**2 if self.cfg.init_decoder == "identity" else self.W_dec)
 
     def row_groups(self, x: Float[Tensor, "n d_in"]) -> Sequence[Int[Tensor, " _"]]:  # noqa: ARG002 - for variants
         """Numbers of the rows that equal parts of the latents may point to at first; nothing: all to any."""

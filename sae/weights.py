@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 
 from sae import kernels
 from sae.architectures.configs import InitBias, InitDecoder
+from sae.errors import ConfigError
 
 NOISE = 0.5  # norm of what is added to a row's direction
 CENTRE_ROWS = 4096  # from which rows' directions are seen
@@ -39,12 +40,23 @@ def first_directions(
 
     `data`: to a row, the same on all sides, as seen from the rows' geometric median; a row is taken
     again only after all others. Some noise keeps rows that are alike, or were taken twice, from becoming
-    the same latent twice.
+    the same latent twice. `identity`: latent i to the i-th number of a row.
 
     Args:
         groups: numbers of the rows that the first, the second, … of so many equal parts of the latents are
             to take; any row where it has none.
+
+    Raises:
+        ConfigError: `identity`, and there are not as many latents as numbers.
     """
+    if kind == "identity":
+        for side in sides:
+            if side.shape[1] != count:
+                raise ConfigError(
+                    f"sae.n_latents = {count}: must be {side.shape[1]}, the width of the site, with "
+                    "sae.init_decoder = identity"
+                )
+        return [torch.eye(count) for _ in sides]
     if kind == "random":
         return [random_rows((count, side.shape[1]), generator) for side in sides]
     every = torch.arange(len(sides[0]))

@@ -23,8 +23,9 @@ class TrainConfig:
     """Site whose activations are read, or several, side by side; may be left out where one is harvested."""
     target: str | tuple[str, ...] | None = None
     """Site whose activations are written, for a transcoder; none means that what is read is reconstructed."""
-    tokens: Positive = 10_000_000
-    """Rows to train on, with repetition where fewer are harvested."""
+    tokens: Natural = 10_000_000
+    """Rows to train on, with repetition where fewer are harvested. 0: nothing is learnt, and the dictionary is that of
+    the first weights: a null, with sae.init_decoder = random, or neurons, with identity."""
     batch: Positive = 4096
     """Rows of a step."""
     accumulate: Positive = 1

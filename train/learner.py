@@ -98,6 +98,8 @@ class Learner:
             check_divisible(self.dictionary, member, partners)
         self.settings = optim.settings(self.cfg, member.sae)
         self.state = member.out / f"checkpoint{SCRATCH}"
+        self.terms: dict[str, Tensor] = {}
+        """Of the loss, of the last batch."""
 
     def start(self, pairs: Pairs, rows: Tensor, seed: int) -> None:
         """Set the first weights from a sample of rows, or go on from a checkpoint.
@@ -165,7 +167,7 @@ class Learner:
             self.settings.lr * lr_scale(self.progress.step, self.n_steps, self.settings.warmup, self.settings.decay)
         )
         self._revive()
-        self.terms: dict[str, Tensor] = self._work(rows, self._room())
+        self.terms = self._work(rows, self._room())
         self.progress.step += 1
 
     def _room(self) -> int | None:

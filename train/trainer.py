@@ -62,11 +62,14 @@ def fit(members: Sequence[Member], store: ActivationStore, seed: int, logs: Path
     sharers = team if is_shared else ALONE
     loader = Loader(split, cfg.batch, cfg.window_rows, seed, accelerator.device, parts, sharers)
     sample = loader.first(min(cfg.init_rows, split.n_rows)).cpu()
-    n_steps = max(1, cfg.tokens // cfg.batch)
+    n_steps = max(cfg.tokens > 0, cfg.tokens // cfg.batch)
     learners = [Learner(member, store, n_steps, accelerator, rows_of, partners) for member in own]
     for learner, member in zip(learners, own, strict=True):
         learner.start(Pairs(split, sites, member.places), sample, seed)
     del sample
+    if n_steps == 0:
+        for learner in learners:
+            learner.measure()
     _loop(learners, loader, cfg, n_steps, accelerator)
     results = [learner.finish() for learner in learners]
     if not is_shared:

@@ -13,7 +13,7 @@ from sae.registry import Registry
 configs: Registry[type] = Registry("sae.type")
 Normalise = Literal["mean_norm", "rms", "none", "whiten", "layer_norm", "row_norm"]
 InitBias = Literal["geometric_median", "mean", "zero"]
-InitDecoder = Literal["data", "random"]
+InitDecoder = Literal["data", "random", "identity"]
 DecoderNorm = Literal["unit", "free", "folded"]
 UnitOrFree = Literal["unit", "free"]
 
@@ -54,7 +54,8 @@ class SAEConfig(DictionaryConfig):
     """`unit`: rows of the decoder have norm 1 after every step, and no gradient along themselves. `free`: any norm."""
     init_decoder: InitDecoder = "data"
     """Where the decoder's rows point before training. `data`: each to a row of the data, with some noise, which finds
-    more features in as many steps. `random`: anywhere, as in the paper."""
+    more features in as many steps. `random`: anywhere, as in the paper. `identity`: each latent to one number of the
+    row, a neuron of `mlp_act.i`; with train.tokens = 0 neurons themselves are what is indexed and labelled."""
     init_norm: PositiveFloat = 1.0
     """Norm of the decoder's rows before training, to be left out where decoder = unit; the encoder starts as their
     copy, but for its size (`fit_encoder`) and in transcoders."""
@@ -81,7 +82,9 @@ class SAEConfig(DictionaryConfig):
     @property
     def fits_encoder(self) -> bool:
         """Whether the encoder is scaled before training; `fit_encoder`, or what follows from the decoder."""
-        return self.decoder == "unit" if self.fit_encoder is None else self.fit_encoder
+        if self.fit_encoder is None:
+            return self.decoder == "unit" and self.init_decoder != "identity"
+        return self.fit_encoder
 
 
 def check_k(k: int, n_latents: int) -> None:

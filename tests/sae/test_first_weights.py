@@ -6,9 +6,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sae import architectures
-from sae.architectures.configs import GatedConfig, ReLUConfig, configs
+from sae.architectures.configs import GatedConfig, ReLUConfig, TopKConfig, configs
 from sae.architectures.gated import GatedSAE
 from sae.architectures.relu import ReLUSAE
+from sae.architectures.topk import TopKSAE
 from sae.config import parse
 from sae.dictionary import InputStats, Shape
 from sae.errors import ConfigError
@@ -225,3 +226,29 @@ def test_geometric_median_is_where_no_step_is_an_improvement():
     median = geometric_median(points).double()
     pull = torch.nn.functional.normalize(points.double() - median, dim=1).mean(0)
     assert pull.norm() < 1e-4, "unit vectors towards the points cancel"
+
+
+def test_latents_may_be_the_numbers_of_a_row():
+    """Then nothing is fitted or shifted: the two largest of each row, as they are, and the rest is 0. While a decoder
+    is free its rows have the norm that they start with, and its latents compete by what they write."""
+    cfg = TopKConfig(n_latents=4, k=2, init_decoder="identity", init_bias="zero")
+    dictionary = TopKSAE(cfg, Shape((4,)))
+    rows = torch.randn(64, 4, generator=torch.Generator().manual_seed(1)) + 1
+    stats = (SiteStats(4, 4.0, 25.0),)
+    dictionary.initialise(InputStats(stats, stats, rows, rows), torch.Generator().manual_seed(0))
+    _, recon = dictionary.reconstruct(rows)
+    largest = rows.topk(2, dim=1)
+    expected = torch.zeros_like(rows).scatter(1, largest.indices, largest.values.clamp_min(0))
+    close(recon, expected)
+    saved = dictionary.folded()
+    close(saved.encode(rows).dense(), 0.5 * expected)  # in units of the rows' size
+    close(saved.W_dec, torch.eye(4))
+
+
+@pytest.mark.parametrize("n_latents", [3, 5])
+def test_numbers_of_a_row_must_be_as_many_as_latents(n_latents):
+    with pytest.raises(ConfigError) as caught:
+        first_directions([torch.randn(9, 4)], n_latents, "identity", torch.Generator())
+    assert str(caught.value) == (
+        f"sae.n_latents = {n_latents}: must be 4, the width of the site, with sae.init_decoder = identity"
+    )

@@ -23,7 +23,7 @@ from sae.config import parse
 from sae.errors import ConfigError
 from sae.stage import SCRATCH, Box
 from sae.store import ActivationStore, Places, StoredSplit
-from tests.train.planted import N_FEATURES, X_AND_Y, X_TO_Y, K, X, choices, contents, member, planted, train
+from tests.train.planted import N_FEATURES, X_AND_Y, X_TO_Y, D, K, X, choices, contents, member, planted, train
 from train.config import TrainConfig
 from train.trainer import fit
 
@@ -51,6 +51,22 @@ def test_loss_falls_and_the_curve_says_so(store, tmp_path):
     last = curve[-1]
     assert facts == {"steps": 40, "lr": 3e-3, "n_dead": last["n_dead"], "fvu": last["fvu"]}
     assert sorted(contents(tmp_path / "a")) == ["curve.json", "dictionary.json", "dictionary.safetensors"]
+
+
+def test_of_no_tokens_nothing_is_learnt(store, tmp_path):
+    """The first weights are the dictionary: here of neurons, of which three are kept."""
+    sae = TopKConfig(n_latents=D, k=3, init_decoder="identity", init_bias="zero")
+    facts = train(store, tmp_path / "d", choices(tokens=0), sae)
+    assert facts["steps"] == 0
+    dictionary = hub.load(tmp_path / "d")
+    torch.testing.assert_close(dictionary.W_enc, torch.eye(D))
+    x = store.split(["x"], "select").read(0, 50)
+    largest = x.topk(3, dim=1)
+    expected = torch.zeros_like(x).scatter(1, largest.indices, largest.values.clamp_min(0))
+    torch.testing.assert_close(dictionary.reconstruct(x)[1], expected)
+    [point] = json.loads((tmp_path / "d" / "curve.json").read_text())
+    assert (point["step"], point["tokens"], point["fvu"]) == (0, 0, facts["fvu"])
+    assert point["l0"] <= 3
 
 
 def test_what_was_chosen_travels_with_the_dictionary(store, tmp_path):
