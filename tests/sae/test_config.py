@@ -139,7 +139,7 @@ REFUSALS = [
     ("analysis: {index: {windwo: 3}}", "analysis.index.windwo: no such field; did you mean window?"),
     (
         "model: {zzz: 3}",
-        "model.zzz: no such field; must be one of name, precision, revision",
+        "model.zzz: no such field; must be one of name, precision, revision, weights",
     ),
     ("sae: {k: 9000}", "sae.k = 9000: must be at most n_latents = 4096"),
     ("sae: {k: 0}", "sae.k = 0: must be greater than 0"),
