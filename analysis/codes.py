@@ -29,8 +29,9 @@ FEW_ROWS = 256  # that are read one by one; of more, all of the part is
 
 
 def packed(values: np.ndarray) -> np.ndarray:
-    """Positive float32 → uint16, to the nearest that can be kept; the order of values is that of their codes."""
-    return ((values.astype(np.float32).view(np.uint32) + (1 << (DROPPED - 1))) >> DROPPED).astype(np.uint16)
+    """Positive float32 → uint16 > 0, to the nearest that can be kept; the order of values is that of their codes."""
+    codes = (values.astype(np.float32).view(np.uint32) + (1 << (DROPPED - 1))) >> DROPPED
+    return np.maximum(codes, 1).astype(np.uint16)
 
 
 def unpacked(codes: np.ndarray) -> np.ndarray:
@@ -163,7 +164,8 @@ class StoredPart:
 
 
 class StoredCodes:
-    """The kept codes of one split; nothing but small tables stays in memory."""
+    """The kept codes of one split. In memory stays where the entries of each latent begin in each part and, once they
+    have been asked for, those of each row; entries are read."""
 
     def __init__(self, paths: Sequence[Path], n_tokens: int) -> None:
         self.parts = [StoredPart(path) for path in paths]
@@ -259,7 +261,7 @@ def open_codes(box: Box, split: str) -> StoredCodes:
         StoreError: the box has none for it.
     """
     facts = box.facts["splits"].get(split)
-    if facts is None:
+    if facts is None or facts["kept_parts"] == 0:
         raise StoreError(f"{box.path}: no codes of the {split} split; run the index stage again")
     paths = [part_path(box.path, split, number) for number in range(facts["kept_parts"])]
     return StoredCodes(paths, facts["n_tokens"])

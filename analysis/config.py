@@ -6,6 +6,8 @@ from pydantic import Field
 
 from sae.config import Natural, Positive, PositiveFloat, Share, config
 
+TOP, WINDOW = 20, 64  # strongest examples of a latent, and tokens around each of which its activation is known
+
 
 @config
 class IndexConfig:
@@ -13,20 +15,20 @@ class IndexConfig:
 
     tokens: Positive = 10_000_000
     """Training tokens that are indexed, at most; contexts from all over the text."""
-    kept_tokens: Positive = 2_000_000
+    kept_tokens: Annotated[int, Field(gt=0, le=1 << 27, strict=True)] = 2_000_000
     """Of how many of them every firing is kept, on disk: intervals, near misses and what latents have in common are
     of these; counts and the strongest examples of all."""
     label_tokens: Positive = 1_000_000
     """Tokens of each of the label splits that are encoded, at most."""
-    top_examples: Annotated[int, Field(gt=0, le=20, strict=True)] = 8
+    top_examples: Annotated[int, Field(gt=0, le=TOP, strict=True)] = 8
     """Strongest examples shown of a latent, each of another context."""
     interval_examples: Positive = 3
     """Examples drawn from each interval of activation below them."""
     quantile_examples: Natural = 1
     """Examples drawn from each tenth of its firings, by rank."""
     silent_examples: Natural = 3
-    """Near misses: places where it is silent on a token that it mostly fires on."""
-    window: Annotated[int, Field(gt=0, le=64, strict=True)] = 32
+    """Near misses: places of its commonest tokens where it is silent."""
+    window: Annotated[int, Field(gt=0, le=WINDOW, strict=True)] = 32
     """Tokens of an example's window; three quarters of it lie before the firing token."""
     logits: Positive = 10
     """Promoted and suppressed tokens kept."""

@@ -3,8 +3,8 @@
     codes/<split>-00000.safetensors   the codes of a part (`analysis/codes.py`)
     codes/summary.safetensors         of all latents over all parts of the train split (`analysis/summary.py`)
 
-Processes that were started together share the parts. What has been made stays after a kill: parts whose codes are there
-are not made again, and each process writes down its summary from time to time.
+Processes that were started together share the parts. After a kill they go on: each has written down its summary from
+time to time, and only what is in none is encoded again.
 """
 
 import time
@@ -25,6 +25,7 @@ from analysis.parts import PART_ROWS, Part, plan, runs
 from analysis.summary import Summary
 from sae import memory
 from sae.dictionary import Dictionary
+from sae.files import read_json, write_json
 from sae.stage import SCRATCH
 from sae.store import ActivationStore, Pairs, Places
 from sae.team import current
@@ -35,7 +36,7 @@ PART_ENTRIES = 1 << 24  # firings of a part, about, at most: a part is sorted in
 SUMMARISED = "train"
 """The split that the index is about; labels are fitted, chosen and scored on the others."""
 CHECKPOINT_SECONDS = 60.0
-TINY = 1e-30
+SAMPLE_ROWS, LEAST_ROWS = 1024, 1024
 
 
 @memory.reused()
@@ -50,17 +51,15 @@ def build(
 ) -> dict[str, Any]:
     """Write the codes of every split and the summary of `train` into `out`; returns the facts of the box."""
     facts: dict[str, Any] = {}
-    part_rows = _part_rows(dictionary, activations.pairs(places, SUMMARISED))
-    mean_square = sum(activations.stats(site).mean_square for site in places.inputs)
-    unit = round(float(np.log2(max(mean_square, TINY))) / 2)  # a row's size, to a power of 2
+    scales = _scales(dictionary, activations.pairs(places, SUMMARISED), out)
     for name in tokens.splits():
         split, skip = tokens.split(name), activations.skip_positions
         is_summarised = name == SUMMARISED
         limits = (cfg.tokens, cfg.kept_tokens) if is_summarised else (cfg.label_tokens, cfg.label_tokens)
-        parts = plan(split, skip, *limits, part_rows)
+        parts = plan(split, skip, *limits, scales["part_rows"])
         task = Task(dictionary, n_latents, activations.pairs(places, name), split, skip, parts)
         if is_summarised:
-            summarise(task, Summary.empty(n_latents, unit), out)
+            summarise(task, Summary.empty(n_latents, scales["unit"]), out)
         else:
             keep(task, out)
         kept = [part for part in task.parts if part.is_kept]
@@ -92,11 +91,10 @@ class Task:
 
     def codes(self, numbers: list[int]) -> Iterator[tuple[int, Part, PartCodes]]:
         """Encode some parts, one after the other."""
-        first_rows = np.append(0, np.cumsum(np.maximum(np.diff(self.split.context_starts) - self.skip, 0)))
+        first_rows = self.split.row_starts(self.skip)
         total = sum(self.parts[number].n_rows for number in numbers)
-        with tqdm(
-            total=total, unit="tok", unit_scale=True, desc=f"index {self.split.name}", mininterval=1.0
-        ) as progress:
+        title, is_hidden = f"index {self.split.name}", not current().is_main
+        with tqdm(total=total, unit="tok", unit_scale=True, desc=title, mininterval=1.0, disable=is_hidden) as progress:
             for number in numbers:
                 part = self.parts[number]
                 yield number, part, encode(self.dictionary, self.n_latents, self.rows, runs(part, first_rows))
@@ -112,18 +110,14 @@ def keep(task: Task, out: Path) -> None:
 
 def summarise(task: Task, empty: Summary, out: Path) -> None:
     """Write the codes of those parts that are kept, and the summary of all; `empty` is that of none."""
-    team, done = current(), list[int]()
-    if team.is_main and (known := _gathered(out)):
-        former, done = out / f"summary-all{SCRATCH}", known.parts.tolist()
-        known.save(former)
-        for path in _scratch(out):
-            if path != former:
-                path.unlink()
+    team, name = current(), task.split.name
+    known, lost = team.told(_known(task, out) if team.is_main else ([], []))
     mine, path, saved = empty, out / f"summary-{team.rank}{SCRATCH}", time.monotonic()
-    for number, part, codes in task.codes(task.own(team.told(done))):
+    for number, part, codes in task.codes(task.own([n for n in known if n not in lost])):
         if part.is_kept:
-            codes.write(part_path(out, task.split.name, number), part)
-        mine.add_part(part, number, codes, task.split)
+            codes.write(part_path(out, name, number), part)
+        if number not in lost:
+            mine.add_part(part, number, codes, task.split)
         if time.monotonic() - saved > CHECKPOINT_SECONDS:
             mine.save(path)
             saved = time.monotonic()
@@ -134,20 +128,33 @@ def summarise(task: Task, empty: Summary, out: Path) -> None:
         (_gathered(out) or empty).save(out / "summary.safetensors")
 
 
-def _scratch(out: Path) -> list[Path]:
+def _known(task: Task, out: Path) -> tuple[list[int], list[int]]:
+    """The parts that former processes have summed up, now in one file; and those of them whose codes are not there."""
+    total = _gathered(out)
+    if total is None:
+        return [], []
+    together = out / f"summary-all{SCRATCH}"
+    total.save(together)
+    for path in _summaries(out):
+        if path != together:
+            path.unlink()
+    known = total.parts.tolist()
+    return known, [n for n in known if task.parts[n].is_kept and not part_path(out, task.split.name, n).exists()]
+
+
+def _summaries(out: Path) -> list[Path]:
     return sorted(out.glob(f"summary-*{SCRATCH}"))
 
 
 def _gathered(out: Path) -> Summary | None:
     """All that processes have written down, added up; of two that know the same parts (a kill came between adding
     them up and removing them) the one that knows more."""
-    every = sorted((Summary.load(path) for path in _scratch(out)), key=lambda summary: -len(summary.parts))
-    if not every:
-        return None
-    total = every[0]
-    for summary in every[1:]:
-        if not np.isin(summary.parts, total.parts).any():
-            total.merge(summary)
+    total = None
+    for path in sorted(_summaries(out), key=lambda path: -len(Summary.parts_of(path))):
+        if total is None:
+            total = Summary.load(path)
+        elif not np.isin(Summary.parts_of(path), total.parts).any():
+            total.merge(Summary.load(path))
     return total
 
 
@@ -196,12 +203,17 @@ def both_orders(row_offsets: np.ndarray, latents: np.ndarray, values: np.ndarray
     return PartCodes(matrix.indptr.astype(np.int64), matrix.indices, matrix.data, row_offsets, strongest_first)
 
 
-def _part_rows(dictionary: Dictionary, rows: Pairs) -> int:
-    """Rows of a part: fewer where many latents are active."""
-    with torch.no_grad():
-        sample = rows.read(0, min(1024, rows.n_rows))[0].to(dictionary.directions.device)
-        l0 = len(dictionary.encode(sample).fired().values) / max(1, len(sample))
-    part_rows = PART_ROWS
-    while part_rows * l0 > PART_ENTRIES and part_rows > 1024:
-        part_rows //= 2
-    return part_rows
+def _scales(dictionary: Dictionary, rows: Pairs, out: Path) -> dict[str, int]:
+    """Rows of a part, fewer where many latents are active, and the power of 2 that activations are about as large as:
+    of the first rows. Another device might round otherwise; what was found first holds for all that build the box."""
+    team, path = current(), out / f"scales{SCRATCH}"
+    if team.is_main and not path.exists():
+        with torch.no_grad():
+            sample = rows.read(0, min(SAMPLE_ROWS, rows.n_rows))[0].to(dictionary.directions.device)
+            values = dictionary.encode(sample).fired().values.double()
+        part_rows, l0 = PART_ROWS, len(values) / len(sample)
+        while part_rows * l0 > PART_ENTRIES and part_rows > LEAST_ROWS:
+            part_rows //= 2
+        unit = round(np.log2(values.mean().item())) if len(values) else 0
+        write_json(path, {"part_rows": part_rows, "unit": unit})
+    return team.told(read_json(path) if team.is_main else {})

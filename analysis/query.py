@@ -5,7 +5,8 @@
     index.by_token(" dog")            # latents by the token that they fire on
     index.search("king queen")        # labels by their words
 
-Nothing but small tables is held in memory; what a question needs is read from the run's files.
+What a question needs is read from the run's files, and tables of the size of the kept tokens or of the dictionary's
+matrices are held from the first question that needs them.
 """
 
 import sqlite3
@@ -40,8 +41,8 @@ class Index:
     """
 
     def __init__(self, run: Path) -> None:
-        self.run = run
-        self._index, self._labels = (open_box(run / name).path for name in ("index", "labels"))
+        self.run = run.resolve()
+        self._index, self._labels = (open_box(self.run / name).path for name in ("index", "labels"))
         self._latents = _Table(self._index / "latents.parquet")
         self._examples = _Table(self._index / "examples.parquet")
         self._label_rows = _Table(self._labels / "labels.parquet")
@@ -95,8 +96,9 @@ class Index:
     # --- latents by what they do ---
 
     def by_token(self, text: str, k: int = 20) -> list[Hit]:
-        """The latents that say most of a token: by F1 of "fires on it" over the kept tokens. `rate` is the share of
-        its occurrences on which the latent fires, `share` that of the latent's firings that are on it.
+        """The latents that say most of a token: by F1 of "fires on it" over the kept tokens, of which up to 4,096 are
+        looked at, from all over. `rate` is the share of its occurrences on which the latent fires, `share` that of the
+        latent's firings that are on it.
 
         Raises:
             ConfigError: no token has this text.
@@ -107,20 +109,23 @@ class Index:
             return []
         looked = where[np.linspace(0, len(where) - 1, min(len(where), MOST_PLACES)).astype(np.int64)]
         _, latents = self.codes.latents_at(looked)
-        counts = np.bincount(latents, minlength=self.n_latents) * (len(where) / len(looked))
+        rates = np.bincount(latents, minlength=self.n_latents) / len(looked)
+        counts = np.minimum(rates * len(where), self._counts)  # of a sample it is not exact
         f1 = 2 * counts / (len(where) + self._counts)
         best = _best(f1, k)
-        rates, shares = counts / len(where), counts / np.maximum(self._counts, 1)
+        shares = counts / np.maximum(self._counts, 1)
         return [self._hit(i, f1=float(f1[i]), rate=float(rates[i]), share=float(shares[i])) for i in best]
 
     def by_next_token(self, text: str, k: int = 20) -> list[Hit]:
-        """The latents whose direction promotes a token most, among the ten that each promotes most; `lift` says how
-        much more often it does follow where that is among the ten that follow.
+        """The latents whose direction promotes a token most, among those that each promotes most; `lift` says how
+        much more often it does follow, where that is known.
 
         Raises:
-            ConfigError: no token has this text.
+            ConfigError: no token has this text, or the latents write no logits.
         """
         token = self.token(text)
+        if not len(self._latents.columns("promoted_tokens")["promoted_tokens"].combine_chunks().values):
+            raise ConfigError("the latents of this run do not write into the residual stream, and promote no tokens")
         logits = self._listed("promoted_tokens", "promoted_logits", token)
         lifts = self._listed("next_tokens", "next_lifts", token)
         return [self._hit(i, logit=float(logits[i]), lift=float(lifts[i]) or None) for i in _best(logits, k)]
@@ -217,12 +222,15 @@ class Index:
             ):
                 connection.read_parquet(str(box / f"{name}.parquet")).create_view(name)
             try:
-                return connection.sql(query).to_arrow_table()
+                found = connection.sql(query)
             except duckdb.Error as error:
                 raise ConfigError(f"sql: {str(error).splitlines()[0]}") from None
+            if found is None:
+                raise ConfigError(f"sql: {query!r} gives no table; ask with select")
+            return found.to_arrow_table()
 
     def token(self, text: str) -> int:
-        """The id of the token with this text, with its leading space if it has one.
+        """The id of the token with this text, with its leading space if it has one; of several the lowest.
 
         Raises:
             ConfigError: there is none.

@@ -62,7 +62,9 @@ class View:
         offsets = np.arange(n) - np.repeat(split.context_starts[:-1], lengths)
         valid = offsets >= skip_positions
         if encoded is not None:
-            valid &= np.isin(np.arange(n), encoded, assume_unique=True)
+            is_encoded = np.zeros(n, dtype=bool)
+            is_encoded[encoded] = True
+            valid &= is_encoded
         return cls(
             split=split.name,
             tokens=split.tokens.astype(np.int64),

@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from analysis.codes import PartCodes, ranks_within, spread_out, unpacked
+from analysis.config import TOP, WINDOW
 from analysis.parts import Part
 from sae.errors import StoreError
 from sae.files import publish
 from sae.tokens import TokenSplit
 
 BINS = 160  # of activation: eight an octave, of equal width in it, over 20 octaves; the outermost have what is beyond
-BELOW = 15  # octaves below the unit that the bins begin at
+BELOW = 12  # octaves below the unit that the bins begin at
 SUM_BITS, SQUARE_BITS = 24, 30  # binary places of sums, in units
-TOP, WINDOW = 20, 64  # examples of a latent, and tokens around each of which its activation is known
+MOST = 1 << 16  # units that an activation counts for in sums, at most, so that they hold
 OFFSETS = 42  # bins of a token's place in its context: 0, 1, 2, 3, 4-5, 6-7, 8-11, ... to 2^21
 
 
@@ -32,7 +34,7 @@ class Summary:
     tokens."""
 
     unit: int
-    """Bins and sums are relative to 2^unit."""
+    """Bins and sums are relative to 2^unit, which is about as large as the activations are."""
     n_rows: int
     """Tokens that were encoded."""
     parts: np.ndarray
@@ -105,7 +107,7 @@ class Summary:
         owners = np.repeat(np.arange(self.n_latents), np.diff(codes.offsets))
         bins = (codes.values >> 5).astype(np.int64) - 8 * (127 + self.unit - BELOW)
         self.histogram += _table(owners, np.clip(bins, 0, BINS - 1), self.histogram.shape)
-        values = np.ldexp(unpacked(codes.values).astype(np.float64), -self.unit)
+        values = np.minimum(np.ldexp(unpacked(codes.values).astype(np.float64), -self.unit), MOST)
         self.sums += _by_latent(np.rint(values * (1 << SUM_BITS)).astype(np.int64), codes.offsets)
         squares = np.rint(values * values * (1 << SQUARE_BITS)).astype(np.int64)
         for half, addends in enumerate((squares >> 32, squares & 0xFFFFFFFF)):
@@ -121,7 +123,7 @@ class Summary:
     def merge(self, other: "Summary") -> None:
         """Take in those of other parts."""
         for name in ("histogram", "sums", "squares", "profile", "rows"):
-            getattr(self, name).__iadd__(getattr(other, name))
+            np.add(getattr(self, name), getattr(other, name), out=getattr(self, name))
         self._merge_top(other.top_values, other.top_positions, other.top_windows)
         self.n_rows += other.n_rows
         self.parts = np.union1d(self.parts, other.parts)
@@ -181,6 +183,12 @@ class Summary:
         arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
         scalars = {"unit": np.array([self.unit]), "n_rows": np.array([self.n_rows])}
         publish(path, lambda temporary: save_file({**arrays, **scalars}, temporary))
+
+    @staticmethod
+    def parts_of(path: Path) -> np.ndarray:
+        """The parts that a saved one is of."""
+        with safe_open(path, framework="numpy") as file:
+            return file.get_tensor("parts")
 
     @classmethod
     def load(cls, path: Path) -> "Summary":

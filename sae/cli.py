@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     asked.add_argument("--near-encoder", type=int, metavar="N", help="the same by encoder direction")
     asked.add_argument("--overlap", type=int, nargs=2, metavar=("N", "M"), help="how far two latents fire together")
     asked.add_argument("--sql", metavar="QUERY", help="DuckDB's SQL over latents, examples, labels, tokens")
-    query.add_argument("--top", type=int, default=20, metavar="K", help="answers, at most (20)")
+    query.add_argument("--top", type=int, metavar="K", help="answers, at most (20; of SQL all)")
     query.add_argument("--json", action="store_true", help="as JSON; --overlap always is")
     _add_run(
         commands, "config", "print every field with its value and help", _config, "sae config configs/embedded.yaml"
@@ -305,7 +305,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _query(arguments: argparse.Namespace) -> None:
-    if arguments.top < 1:
+    if arguments.top is not None and arguments.top < 1:
         raise ConfigError(f"--top {arguments.top}: must be 1 or more")
     from analysis.query import Index
 
@@ -327,9 +327,13 @@ def _query(arguments: argparse.Namespace) -> None:
 
 
 def _hits(index: "Index", arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    top = arguments.top
     if arguments.sql is not None:
-        return index.sql(arguments.sql).to_pylist()[:top]
+        table = index.sql(arguments.sql).slice(0, arguments.top)
+        twice = [name for name in table.column_names if table.column_names.count(name) > 1]
+        if twice:
+            raise ConfigError(f"sql: two columns are called {twice[0]!r}; call one otherwise (select … as …)")
+        return table.to_pylist()
+    top = arguments.top or 20
     if arguments.token is not None:
         return index.by_token(arguments.token, top)
     if arguments.next is not None:

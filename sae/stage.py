@@ -75,6 +75,8 @@ def stages(
             missing = [path for path in boxes if not _is_current(path, keys[path])]
             for path in boxes:
                 log.info("%s: %s", path.relative_to(root), "building" if path in missing else "up to date")
+                if path not in missing:
+                    _tidy(path)  # a kill came when all but this was done
             for path in missing:
                 _start(path, keys[path], boxes[path])
         missing = team.told(missing)
@@ -166,7 +168,11 @@ def _finish(path: Path, key: str, inputs: Mapping[str, Any], facts: Mapping[str,
             files[name] = {"sha256": sha256_file(file), "bytes": file.stat().st_size}
     content = {"schema": SCHEMA, "key": key, "inputs": inputs, "facts": facts, "files": files}
     write_json(path / "manifest.json", content)
-    for file in path.glob(f"*{SCRATCH}"):  # only now: until the manifest stands, a resume needs them
+    _tidy(path)  # only now: until the manifest stands, a resume needs what goes
+
+
+def _tidy(path: Path) -> None:
+    for file in path.glob(f"*{SCRATCH}"):
         file.unlink()
 
 

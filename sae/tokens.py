@@ -54,6 +54,10 @@ class TokenSplit:
         context = np.searchsorted(self.context_starts, positions, side="right") - 1
         return context, positions - self.context_starts[context]
 
+    def row_starts(self, skip: int) -> np.ndarray:
+        """`[n_contexts + 1]`: where the kept positions of each context begin among all, see `kept_positions`."""
+        return np.append(0, np.cumsum(np.maximum(np.diff(self.context_starts) - skip, 0)))
+
     def is_last(self) -> np.ndarray:
         """Whether each position is the last of its context, bool."""
         last = np.zeros(len(self.tokens), dtype=bool)

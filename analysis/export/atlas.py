@@ -98,6 +98,10 @@ class Atlas:
     def n_chunks(self) -> int:
         return math.ceil(len(self.latents) / CHUNK)
 
+    @property
+    def n_examples(self) -> int:
+        return self._examples.num_rows
+
     def index(self) -> dict[str, Any]:
         """What search, sorting and the first screen need."""
         given = self.given

@@ -33,7 +33,7 @@ def export(atlas: AtlasInput, out: Path) -> dict[str, Any]:
         n_bytes += _write(out / name, script("atlasChunk", number, joined.chunk(number)))
     return {
         "n_latents": len(joined.latents),
-        "n_examples": atlas.examples.num_rows,
+        "n_examples": joined.n_examples,
         "n_files": len(files) + joined.n_chunks,
         "n_bytes": n_bytes,
     }

@@ -3,14 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-SHOWN = ("top", "interval", "silent")
+from analysis.export.atlas import SHOWN
+
 N_LISTED = 8
 
 
 def describe(view: Mapping[str, Any]) -> str:
     """What `Index.view` knows, at a glance: examples with their token in «», control characters made visible."""
     label = view["label"]
-    lines = [f"{view['latent']}: {label['text'] or label['status']}"]
+    lines = [f"{view['latent']}: {_visible(label['text'] or label['status'])}"]
     if label["scores"]:
         low, high, token = label["f1_low"], label["f1_high"], label["token"]
         lines.append(

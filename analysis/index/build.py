@@ -5,7 +5,7 @@
     index/tokens.parquet     one row a token of the vocabulary, see `TOKENS`
 
 All of it comes from the training documents; those on which labels are scored are not looked at here. Latents are worked
-on a block at a time, so memory does not grow with the tokens that are kept.
+on a block at a time: firings are never all in memory, kept tokens (some tens of bytes each) are.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from sae.errors import ConfigError
 from sae.tokens import TokenSplit
 
 N_BINS = 20
-BLOCK = 1 << 22  # firings that are worked on at a time
+BLOCK, MOST_LATENTS = 1 << 22, 4096  # firings, and latents, that are worked on at a time
 
 
 @torch.no_grad()
@@ -63,7 +63,7 @@ def build(
         **_neighbours(directions, cfg.neighbours),
     }
     with written(out / "latents.parquet", LATENTS) as latents, written(out / "examples.parquet", EXAMPLES) as examples:
-        for first, codes in stored.blocks(BLOCK, cofiring.most_latents(densities.sum())):
+        for first, codes in stored.blocks(BLOCK, min(MOST_LATENTS, cofiring.most_latents(densities.sum()))):
             last = first + codes.n_latents
             triggers = token_columns(codes, split.tokens, token_counts)
             latents.add(

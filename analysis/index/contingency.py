@@ -15,7 +15,7 @@ N_TRIGGERS, N_NEXT = 20, 10
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
+class Tally:
     """Every (latent, token) that occurs among some firings, by latent and then by token."""
 
     latents: np.ndarray
@@ -28,7 +28,7 @@ class Pairs:
     """`[m]`, float64: of activations."""
 
     @classmethod
-    def of(cls, latents: np.ndarray, tokens: np.ndarray, values: np.ndarray) -> "Pairs":
+    def of(cls, latents: np.ndarray, tokens: np.ndarray, values: np.ndarray) -> "Tally":
         """Of firings: the latent, the token and the activation of each, in any order."""
         keys = np.sort(latents.astype(np.int64) << 40 | tokens.astype(np.int64) << 16 | packed(values))
         begins = np.flatnonzero(np.diff(keys >> 16, prepend=-1))
@@ -51,7 +51,7 @@ def token_columns(codes: Codes, tokens: np.ndarray, token_counts: np.ndarray) ->
         tokens: of each position of the split.
         token_counts: `[vocabulary]`: how often each occurs among the kept positions.
     """
-    pairs = Pairs.of(codes.latents, tokens[codes.positions], codes.values)
+    pairs = Tally.of(codes.latents, tokens[codes.positions], codes.values)
     n = codes.n_latents
     often = pairs.counts > 1  # most pairs occur once, and are needed for latents only that have few others
     has_enough = np.bincount(pairs.latents[often], minlength=n) >= N_TRIGGERS
@@ -69,7 +69,7 @@ def token_columns(codes: Codes, tokens: np.ndarray, token_counts: np.ndarray) ->
     }
 
 
-def _token_r2(pairs: Pairs, codes: Codes, token_counts: np.ndarray) -> np.ndarray:
+def _token_r2(pairs: Tally, codes: Codes, token_counts: np.ndarray) -> np.ndarray:
     """Var(E[a | token]) / Var(a) over the kept positions; NaN where a latent does not vary."""
     n, n_rows, latents = codes.n_latents, token_counts.sum(), codes.latents
     values = codes.values.astype(np.float64)
@@ -88,7 +88,7 @@ def next_columns(codes: Codes, tokens: np.ndarray, is_last: np.ndarray, next_cou
         next_counts: `[vocabulary]`: how often each follows a kept position.
     """
     has = ~is_last[codes.positions]
-    pairs = Pairs.of(codes.latents[has], tokens[codes.positions[has] + 1], codes.values[has])
+    pairs = Tally.of(codes.latents[has], tokens[codes.positions[has] + 1], codes.values[has])
     n = codes.n_latents
     firings = np.bincount(codes.latents[has], minlength=n)
     lifts = (pairs.counts / firings[pairs.latents]) / (next_counts[pairs.tokens] / next_counts.sum())

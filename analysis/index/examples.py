@@ -1,8 +1,8 @@
 """Which examples of a latent are shown: pointers into the tokens, and its activation around each.
 
 Beside the strongest, each of another context, they are samples: of intervals of activation, as shares of the latent's
-maximum; of tenths of its firings, by rank; and of the places where it is silent on a token on which it mostly fires. A
-sample is spread over the firings of its stratum in order of strength, from a first one that a hash decides.
+maximum; of tenths of its firings, by rank; and of places of its commonest tokens where it is silent. A sample of
+firings is spread over its stratum in order of strength, from a first one that a hash decides.
 """
 
 from dataclasses import dataclass
@@ -110,18 +110,18 @@ class Chooser:
         # by latent and strength, of equals by position
         order = free[np.sort(codes.latents[free] << 43 | strength << 27 | np.arange(len(free))) & 0x7FFFFFF]
         latents = codes.latents[order]
-        shares = codes.values[order] / self.summary.peaks()[first : first + codes.n_latents][latents]
-        low, sizes = _strata(latents, shares, codes.n_latents)
+        peaks = self.summary.peaks()[first : first + codes.n_latents].astype(np.float64)
+        low, sizes = _strata(latents, codes.values[order] / peaks[latents], codes.n_latents)
         wanted = [
             self.cfg.interval_examples if kind == "interval" else self.cfg.quantile_examples for _, kind in STRATA
         ]
         counts = np.minimum(sizes, np.tile(wanted, codes.n_latents))
         # one of each of as many equal steps through the stratum, at a share of the step that a hash decides
         numbers = first * len(STRATA) + np.arange(len(counts))
-        shares = (scrambled(numbers) >> np.uint64(40)).astype(np.float64) / (1 << 24)
+        shifts = (scrambled(numbers) >> np.uint64(40)).astype(np.float64) / (1 << 24)
         strata = np.repeat(np.arange(len(counts)), counts)
         steps = spread_out(np.zeros_like(counts), counts)
-        places = ((steps + shares[strata]) * (sizes[strata] / counts[strata])).astype(np.int64)
+        places = ((steps + shifts[strata]) * (sizes[strata] / counts[strata])).astype(np.int64)
         entries = order[low[strata] + places]
         return Examples(
             latents=strata // len(STRATA),

@@ -54,7 +54,7 @@ EXAMPLES = pa.schema(
         (
             "kind",
             pa.string(),
-        ),  # "top"; "interval", "quantile": drawn from one; "silent": it fires on this token elsewhere
+        ),  # "top"; "interval", "quantile": drawn from one; "silent": one of its commonest tokens
         ("stratum", pa.string()),  # "top", "silent", an interval of activation such as "50-70%", or of ranks
         ("rank", pa.int32()),
         ("split", pa.string()),
@@ -121,4 +121,6 @@ class Writer:
             else:
                 arrays.append(pa.array(column, field.type, from_pandas=True))
         table = pa.Table.from_arrays(arrays, schema=self._schema)
+        if table.num_rows == 0:  # there would be a group of no rows, whose bounds nobody knows
+            return
         self._writer.write_table(table, row_group_size=self._row_group)

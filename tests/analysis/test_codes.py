@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from analysis import codes as codes_module
-from analysis.codes import packed, spread_out, unpacked
+from analysis.codes import PartCodes, StoredCodes, packed, spread_out, unpacked
 from analysis.encode import both_orders
+from analysis.parts import plan
 from sae.tokens import TokenSplit
 from tests.analysis.stored import stored
 
@@ -30,6 +31,31 @@ def test_values_by_hand():
         1.0,
         3.140625,
     ]
+
+
+def test_the_smallest_values_are_kept_above_zero():
+    assert packed(np.array([1e-41, 1e-45], np.float32)).tolist() == [1, 1]
+    assert (unpacked(np.array([1], np.uint16)) > 0).all()
+
+
+def one_row(n_rows: int, n_latents: int, latents: list[int]) -> PartCodes:
+    """Latents that fire on the last row, and nothing else."""
+    offsets = np.append(np.zeros(n_rows, int), len(latents))
+    return both_orders(offsets, np.array(latents, np.int32), packed(np.ones(len(latents), np.float32)), n_latents)
+
+
+def test_long_contexts_and_wide_dictionaries_take_four_bytes(tmp_path):
+    """The last of 70,000 latents fires on the last of 70,000 tokens of a context; two bytes count 65,536 of either."""
+    [part] = plan(split_of([70_000]), 0, 10**6, 10**6)
+    one_row(70_000, 70_000, [5, 69_999]).write(tmp_path / "train-00000.safetensors", part)
+    on_disk = StoredCodes([tmp_path / "train-00000.safetensors"], 70_000)
+    assert on_disk.of(69_999)[0].tolist() == [69_999]
+    assert on_disk.latents_at(np.array([69_999]))[1].tolist() == [5, 69_999]
+    [part] = plan(split_of([65_536]), 0, 10**6, 10**6)
+    one_row(65_536, 65_536, [65_535]).write(tmp_path / "fit-00000.safetensors", part)
+    arrays = load_file(tmp_path / "fit-00000.safetensors")
+    assert (arrays["rows"].dtype, arrays["rows"].tolist()) == (np.uint16, [65_535])
+    assert (arrays["latents"].dtype, arrays["latents"].tolist()) == (np.uint16, [65_535])
 
 
 def test_both_orders_by_hand():

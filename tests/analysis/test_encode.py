@@ -137,14 +137,90 @@ def test_summaries_of_two_processes_that_were_killed_are_added_up(tmp_path, acti
     assert build(folder, activation_store, token_store).digest == whole.digest
 
 
-def test_parts_are_smaller_where_many_latents_are_active(activation_store, monkeypatch):
-    """4 a token: 1,024 rows and no fewer."""
+def test_parts_are_smaller_where_many_latents_are_active(tmp_path, activation_store, monkeypatch):
+    """4 a token: 1,024 rows and no fewer; what was found first holds."""
     pairs = activation_store.pairs(encoding.Places((SITE,)), "train")
-    assert encode._part_rows(make_dictionary(), pairs) == 1 << 16
+
+    def part_rows(name: str) -> int:
+        (tmp_path / name).mkdir(exist_ok=True)
+        return encode._scales(make_dictionary(), pairs, tmp_path / name)["part_rows"]
+
+    assert part_rows("a") == 1 << 16
     monkeypatch.setattr(encode, "PART_ENTRIES", 1 << 15)
-    assert encode._part_rows(make_dictionary(), pairs) == 1 << 13
+    assert part_rows("b") == 1 << 13
     monkeypatch.setattr(encode, "PART_ENTRIES", 1)
-    assert encode._part_rows(make_dictionary(), pairs) == 1024
+    assert part_rows("c") == 1024
+    assert (part_rows("a"), part_rows("b")) == (1 << 16, 1 << 13)
+
+
+@pytest.mark.parametrize("factor", [1.0, 64.0, 2.0**-20])
+def test_the_unit_is_that_of_the_latents(tmp_path, activation_store, token_store, monkeypatch, factor):
+    """Not that of the rows that the network gives."""
+    louder = make_dictionary()
+    louder.W_enc.data.mul_(factor)
+    louder.b_enc.data.mul_(factor)
+    monkeypatch.setattr(encoding, "make_dictionary", lambda: louder)
+    box = build(tmp_path / "c", activation_store, token_store)
+    summary, codes = Summary.load(box.path / "summary.safetensors"), open_codes(box, "train").load()
+    values = codes.values.astype(np.float64)
+    assert 2.0 ** (summary.unit - 1) < values.mean() < 2.0 ** (summary.unit + 1)
+    assert values.max() < summary.edges()[-1]
+    squares = np.bincount(codes.latents, weights=values**2, minlength=N)
+    assert summary.sum_of_squares() == pytest.approx(squares, rel=1e-6)
+    assert summary.sum_of_values() == pytest.approx(np.bincount(codes.latents, weights=values, minlength=N), rel=1e-6)
+
+
+def test_scattered_contexts_are_encoded_whole(tmp_path, activation_store, token_store, monkeypatch):
+    """In blocks that end within contexts, and begin with what the one before has left."""
+    monkeypatch.setattr(encode, "ROWS", 7)
+    box = build(tmp_path / "c", activation_store, token_store, tokens=300, kept_tokens=300, label_tokens=100)
+    for name in ("train", "fit"):
+        on_disk = open_codes(box, name)
+        wanted = expected(activation_store, token_store, name)
+        positions = on_disk.positions()
+        assert len(np.flatnonzero(np.diff(positions) > 2)) > 0, "they are scattered"
+        found = dense(on_disk.load(), len(wanted))
+        np.testing.assert_allclose(found[positions], wanted[positions], rtol=2**-7)
+        assert (found.sum(1) > 0).sum() == (wanted[positions].sum(1) > 0).sum()
+
+
+def test_codes_that_were_lost_are_made_again(tmp_path, activation_store, token_store, monkeypatch):
+    """Of a part that the summary knows; nothing is counted twice."""
+    monkeypatch.setattr(encode, "PART_ROWS", PART_ROWS)
+    whole = build(tmp_path / "whole", activation_store, token_store)
+    add = Summary.add_part
+
+    def dying(self, part, number, *others):
+        if number == 5:
+            raise KeyboardInterrupt
+        add(self, part, number, *others)
+
+    monkeypatch.setattr(Summary, "add_part", dying)
+    monkeypatch.setattr(encode, "CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "c", activation_store, token_store)
+    monkeypatch.setattr(Summary, "add_part", add)
+    (tmp_path / "c" / "train-00001.safetensors").unlink()
+    assert build(tmp_path / "c", activation_store, token_store).digest == whole.digest
+
+
+def test_what_a_kill_after_the_manifest_left_goes(tmp_path, activation_store, token_store):
+    whole = build(tmp_path / "c", activation_store, token_store)
+    Summary.load(whole.path / "summary.safetensors").save(whole.path / "summary-0.scratch")
+    assert build(tmp_path / "c", activation_store, token_store).digest == whole.digest
+    assert not list(whole.path.glob("*.scratch"))
+
+
+def test_label_codes_that_are_there_are_not_made_again(tmp_path, activation_store, token_store, monkeypatch):
+    monkeypatch.setattr(encode, "PART_ROWS", PART_ROWS)
+    whole = build(tmp_path / "c", activation_store, token_store)
+    (whole.path / "manifest.json").unlink()
+    (whole.path / "fit-00001.safetensors").unlink()
+    calls, plain = [], encode.encode
+    monkeypatch.setattr(encode, "encode", lambda *given: (calls.append(given[3]), plain(*given))[1])
+    assert build(tmp_path / "c", activation_store, token_store).digest == whole.digest
+    n_train = len(plan(token_store.split("train"), 1, 10**7, 10**7, PART_ROWS))
+    assert len(calls) == n_train + 1, "the summary is gone, and one file"
 
 
 def test_missing_codes_are_named(tmp_path, activation_store, token_store):

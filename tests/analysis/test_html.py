@@ -92,7 +92,7 @@ def atlas(store: tokens.TokenStore, **other: Any) -> AtlasInput:
         "k": 2,
         "n_tokens": 8,
         "latents": pa.Table.from_pylist([latent(2, 1), latent(0, 2), latent(1, 0)]),
-        "examples": pa.Table.from_pylist([LAST_CAT, DOG]),
+        "examples": pa.Table.from_pylist([LAST_CAT, DOG, {**DOG, "kind": "quantile", "stratum": "q90-100%"}]),
         "labels": pa.Table.from_pylist([LABEL]),
         "tokens": store,
         "token_strings": ["the", " dog", HOSTILE, "\n", " cat", "?"],
@@ -142,6 +142,7 @@ def test_a_chunk_reads_back(store, tmp_path):
         **{"f1": 0.8, "recall": 0.7, "token_f1": 0.5, "n_test": 12},
         **{"decile_recall": [0.123, None], "token_text": "“dog”", "beats_token": True},
     }
+    assert first["examples"]["position"] == [1, 7], "tenths by rank are in the index only"
     assert first["promoted"] == [[2, 3], [1.23, 0.5]]
     assert first["triggers"] == [[1], [2], [1]]
     assert (first["next"], first["cofiring"]) == ([[2], [1], [3.14]], [[2], [0.123]])

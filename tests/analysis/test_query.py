@@ -3,22 +3,26 @@
 import json
 import math
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.numpy import save_file
 
-from analysis.codes import part_path
 from analysis.config import IndexConfig, LabelConfig
 from analysis.export.text import describe
+from analysis.index import build as build_module
 from analysis.index.build import build as build_index
 from analysis.label.fit import labels, write
 from analysis.query import Index
 from analysis.splits import token_strings
 from sae.errors import ConfigError
 from sae.stage import stage
+from tests.analysis.conftest import view_of
 from tests.analysis.stored import stored
 
 N = 5
@@ -74,16 +78,12 @@ def run(tmp_path_factory, firings, token_store, tokenizer, gpt2):
 
 
 def records():
-    from tests.analysis.conftest import view_of
-
     none = [
         view_of(name, np.zeros((2, 96), np.int64), lambda flat: [np.zeros(len(flat), bool)] * N)
         for name in ("fit", "select", "test")
     ]
     empty = labels(*none, LabelConfig())
     texts = {0: "Fires on the King’s letter “e”.", 2: "Fires just after kings and queens."}
-    from dataclasses import replace
-
     return [
         replace(record, text=texts.get(i), status="labelled" if i in texts else record.status)
         for i, record in enumerate(empty)
@@ -146,6 +146,8 @@ def test_latents_by_token(index, firings, token_store, monkeypatch):
     best = index.by_token(index.strings[frequent(token_store)], k=1)
     assert [(hit["latent"], hit["f1"], hit["label"]) for hit in best] == [(0, 1.0, "Fires on the King’s letter “e”.")]
     monkeypatch.setattr(sys.modules[Index.__module__], "MOST_PLACES", 20)
+    for hit in index.by_token(index.strings[frequent(token_store)]):
+        assert max(hit["f1"], hit["rate"], hit["share"]) <= 1
     [half] = [hit for hit in index.by_token(index.strings[frequent(token_store)]) if hit["latent"] == 1]
     assert half["rate"] == pytest.approx(0.5, abs=0.2), "of some of its places"
 
@@ -265,8 +267,37 @@ def test_sql_mistakes_are_one_line(index):
         index.sql("selec")
 
 
-def test_codes_that_are_not_kept_are_not_asked_for(run):
-    assert part_path(run / "codes", "train", 0).exists()
+def test_sql_that_gives_no_table(index):
+    pytest.importorskip("duckdb")
+    with pytest.raises(ConfigError, match=r"^sql: '' gives no table; ask with select$"):
+        index.sql("")
+
+
+def test_the_tokens_of_a_member_of_a_sweep_are_those_of_its_run(index, run, tmp_path, monkeypatch):
+    member = tmp_path / "sweep" / "k=8"
+    member.mkdir(parents=True)
+    (tmp_path / "tokens").symlink_to(run / "tokens")
+    for name in ("index", "labels", "codes", "dictionary"):
+        (member / name).symlink_to(run / name)
+    monkeypatch.chdir(member.parent)
+    assert Index(Path("k=8")).view(0) == index.view(0)
+
+
+def test_latents_none_of_which_fires(tmp_path, token_store, tokenizer, run, monkeypatch):
+    """Of a whole block nothing is told, and the others are found."""
+    split, none = token_store.split("train"), [{}, {}, {5: 1.0}]
+    made, summary = stored(tmp_path / "codes", split, none, skip=1)
+    monkeypatch.setattr(build_module, "MOST_LATENTS", 1)
+    build_index(made, summary, torch.eye(3, 16), None, split, token_strings(tokenizer), IndexConfig(), tmp_path)
+    table = type(Index(run)._examples)(tmp_path / "examples.parquet")
+    assert [len(table.rows(latent)) > 0 for latent in range(3)] == [False, False, True]
+
+
+def test_a_run_that_writes_no_logits_says_so(index, monkeypatch):
+    nothing = pa.table({"promoted_tokens": pa.array([[]] * N, pa.list_(pa.int32()))})
+    monkeypatch.setattr(index._latents, "columns", lambda *_: nothing)
+    with pytest.raises(ConfigError, match="do not write into the residual stream"):
+        index.by_next_token(index.strings[5])
 
 
 # --- in a terminal ---
@@ -277,6 +308,8 @@ def test_a_latent_in_a_terminal(index):
     lines = text.splitlines()
     assert lines[0] == "0: Fires on the King’s letter “e”."
     assert any(line.startswith("   fires on:") and "100%" in line for line in lines)
+    assert f"on 1 in {1 / index.view(0)['density']:,.0f} tokens" in text
+    assert not any(line.lstrip().startswith("q9") for line in lines), "tenths are not shown"
     assert sum(line.lstrip().startswith("top ") for line in lines) == 8
     assert all("«" in line for line in lines if line.lstrip().startswith(("top ", "70-90%")))
     assert describe(index.view(4)).splitlines() == ["4: silent", "   never fires"]
@@ -285,7 +318,9 @@ def test_a_latent_in_a_terminal(index):
 def test_no_text_commands_the_terminal(index):
     view = index.view(0)
     example = {**view["examples"][0], "tokens": ["a\x1b[2J", " \x07b", "\n", "\u202ec"], "start": 0, "position": 1}
-    said = describe({**view, "examples": [example], "triggers": [{"text": "\x1b]0;x\x07", "rate": 1.0}]})
+    label = {**view["label"], "text": "on “\x1b[2J\u202e”"}
+    hostile = {"examples": [example], "triggers": [{"text": "\x1b]0;x\x07", "rate": 1.0}], "label": label}
+    said = describe({**view, **hostile})
     assert "«·b»" in said
     assert "a·[2J «" in said
     assert "⏎·c" in said

@@ -112,6 +112,24 @@ def test_sums_of_huge_activations_do_not_overflow(tmp_path):
     assert summary.histogram[0, -1] == 1000, "beyond the last bin"
 
 
+def test_sums_count_what_is_larger_yet_as_65536_units(tmp_path):
+    split = split_of([10])
+    _, summary = stored(tmp_path, split, [{p: 2.0**40 for p in range(10)}])
+    assert (summary.sum_of_values()[0], summary.sum_of_squares()[0]) == (10 * 2.0**16, 10 * 2.0**32)
+    assert summary.peaks()[0] == 2.0**40
+
+
+def test_of_equal_examples_the_first_are_kept_whichever_part_comes_first():
+    split = split_of([10] * 40)
+    firings = [{p: 3.0 for p in range(2, 400, 10)}]
+    parts = plan(split, 0, 1 << 20, 1 << 20, 50)
+    for order in (range(len(parts)), reversed(range(len(parts)))):
+        summary = Summary.empty(1, 0)
+        for number in order:
+            summary.add_part(parts[number], number, part_codes(parts[number], firings), split)
+        assert summary.top_positions[0].tolist() == list(range(2, 10 * TOP, 10))
+
+
 def test_bins_of_places_by_hand():
     assert offset_edges()[:10].tolist() == [0, 1, 2, 3, 4, 6, 8, 12, 16, 24]
     every = np.arange(10_000)

@@ -152,7 +152,7 @@ function strata(row, details, documents) {
 function stratumTitle(stratum, max) {
   if (stratum.name === "top") return el("h3", {}, "Strongest activations");
   if (stratum.name === "silent") {
-    return el("h3", {}, "Near misses", el("span", {}, "tokens it mostly fires on, where it is silent"));
+    return el("h3", {}, "Near misses", el("span", {}, "its commonest tokens, where it is silent"));
   }
   if (stratum.low == null) return el("h3", {}, stratum.name);
   return el("h3", {}, el("span", { class: "swatch", "--a": (stratum.low + stratum.high) / 2 }),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from analysis.codes import packed, unpacked
 from analysis.config import IndexConfig
 from analysis.index import build as build_module
+from analysis.index import examples as examples_module
 from analysis.index.build import build as build_index
 from sae.tokens import TokenSplit
 from tests.analysis.stored import stored
@@ -113,6 +114,67 @@ def test_latents_that_fire_together_by_hand(tmp_path, gpt2):
     assert latents[0]["cofiring_lifts"] == pytest.approx([0.75 / 0.3])
     assert latents[1]["cofiring_rates"] == pytest.approx([1.0])
     assert latents[2]["cofiring"] == [], "they fire where it does as often as anywhere"
+
+
+def test_companions_must_fire_together_thrice_and_the_telling_come_first(tmp_path):
+    """With 0, on 40 of 400 tokens: 1 on 30 and everywhere else too often; 2 on 20 and nowhere else; 3 on 2."""
+    first = list(range(0, 400, 10))
+    firings = [
+        {p: 1.0 for p in first},
+        {p: 1.0 for p in [*first[:30], *range(1, 241)]},
+        {p: 1.0 for p in first[:20]},
+        {p: 1.0 for p in first[:2]},
+    ]
+    split = split_of([1] * 400, [0, 400], range(0, 401, 10))
+    latents, _, _ = build(tmp_path, None, firings, split)
+    assert latents[0]["cofiring"] == [2, 1]
+    assert latents[3]["cofiring"] == [], "of two firings nothing is said"
+
+
+def test_followers_are_ranked_by_what_they_tell(tmp_path):
+    """After 0's firings on 5: eight times 1, as mostly, and four times 2, which stands nowhere else."""
+    tokens = [5, 1] * 8 + [5, 2] * 4 + [1, 1] * 40
+    split = split_of(tokens, [0, len(tokens)], [0, len(tokens)])
+    latents, _, _ = build(tmp_path, None, [{p: 1.0 for p in range(0, 24, 2)}], split)
+    assert latents[0]["next_tokens"] == [2], "1 follows less often than elsewhere"
+    assert latents[0]["next_lifts"] == pytest.approx([(4 / 12) / (4 / 103)])
+
+
+def test_twenty_triggers_and_ten_followers(tmp_path):
+    tokens = [t for t in range(30) for _ in range(2)] * 3 + [31] * 820
+    split = split_of(tokens, [0, 1000], [0, 1000])
+    latents, _, _ = build(tmp_path, None, [{p: 1.0 for p in range(0, 180, 2)}], split)
+    assert latents[0]["trigger_tokens"] == list(range(20))
+    assert len(latents[0]["next_tokens"]) == 10
+
+
+def test_companions_are_weighed_by_the_kept_tokens(tmp_path):
+    """Latent 1 fires on all that is not kept too: among the kept its share counts."""
+    split = split_of([1] * 400, [0, 400], range(0, 401, 10))
+    kept = [int(p) for p in stored(tmp_path / "some", split, [{}], 0, 400, 100)[0].positions()]
+    inside = {p: 1.0 for p in kept[::10]}
+    firings = [inside, {**inside, **{p: 1.0 for p in range(400) if p not in kept}}]
+    latents, _, _ = build(tmp_path, None, firings, split, limits=(400, 100))
+    assert latents[0]["cofiring"] == [1]
+    assert latents[0]["cofiring_lifts"] == pytest.approx([1 / 0.1])
+
+
+def test_near_misses_are_of_each_of_the_commonest_tokens(tmp_path, monkeypatch):
+    """Two places of each are looked at."""
+    monkeypatch.setattr(examples_module, "N_PLACES", 2)
+    tokens = [1, 2, 3] * 30
+    split = split_of(tokens, [0, 90], range(0, 91, 9))
+    _, examples, _ = build(tmp_path, None, [{0: 1.0, 1: 1.0, 2: 1.0}], split, silent_examples=6)
+    silent = [e["position"] for e in examples if e["kind"] == "silent"]
+    assert len(silent) >= 3
+    assert {tokens[p] for p in silent} == {1, 2, 3}
+    assert silent != sorted(silent), "in the order of a hash"
+
+
+def test_the_smallest_activation_that_there_is(tmp_path):
+    latents, _, _ = build(tmp_path, None, [{3: 1e-41}])
+    assert latents[0]["n_fired"] == 1
+    assert latents[0]["max_value"] > 0
 
 
 def test_latents_that_fire_together_are_those_of_a_sample(tmp_path):
