@@ -5,6 +5,7 @@ python -m benchmarks.report
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ def main() -> None:
     atlas = RESULTS / "atlas.json"
     if atlas.exists():
         _fill(ROOT / "README.md", "atlas", quality_table(json.loads(atlas.read_text())["figures"]))
+    nulls = RESULTS / "nulls.json"
+    if nulls.exists():
+        _fill(ROOT / "README.md", "nulls", nulls_table(json.loads(nulls.read_text())["figures"]))
     _fill(ROOT / "docs" / "architectures.md", "architectures", _architectures())
 
 
@@ -61,6 +65,34 @@ def quality_table(figures: dict[str, Any]) -> str:
         ("median F1 of the best single tokens", f"{figures['median_token_f1']:.2f}"),
     ]
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+UNITS = {
+    "dictionary": "latents of the dictionary",
+    "neurons": "neurons of its layer, as many a token",
+    "directions": "random directions",
+    "random": "latents of a dictionary of the network with random weights",
+}
+
+
+def nulls_table(figures: dict[str, Any]) -> str:
+    """What labels are worth beside those of null models."""
+
+    def share(found: Sequence[float]) -> str:
+        return f"{found[0]:.0%} ({found[1]:.0%} to {found[2]:.0%})"
+
+    def margin(found: Sequence[float]) -> str:
+        return f"{found[0]:.3f} ({found[1]:.3f} to {found[2]:.3f})"
+
+    rows = [
+        [
+            *(UNITS[name], f"{own['n_live']:,}", share(own["labelled"]), share(own["beats_nulls"])),
+            *(share(own["surely_beats_nulls"]), margin(own["median_auprc_margin"]), margin(own["mean_auprc_margin"])),
+        ]
+        for name, own in ((name, figures[name]) for name in UNITS if name in figures)
+    ]
+    columns = ("", "live", "labelled", "label beats every null", "surely", "median AUPRC margin", "mean")
+    return "\n".join(table(columns, rows))
 
 
 def _atlas_section(figures: dict[str, Any]) -> str:

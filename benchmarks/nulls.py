@@ -1,0 +1,90 @@
+"""Labels of the embedded dictionary beside those of null models: the whole pipeline on what has learnt nothing.
+
+python -m benchmarks.nulls [--runs runs/nulls] [--only dictionary random ...]
+
+`dictionary` is the run of `configs/embedded.yaml` itself, in runs/embedded; the others live in folders of their own.
+Live units are those that fire on the label splits. Intervals are of units drawn anew, 95 %.
+"""
+
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from analysis.label.record import LabelRecord, Scores
+from benchmarks import results
+from benchmarks.frameworks import ROOT
+from sae.files import read_json
+from sae.run import Run
+from sae.run_config import load_config
+
+CONFIG = ROOT / "configs" / "embedded.yaml"
+NEURONS = "sae={type: topk, n_latents: 1024, k: 24, init_decoder: identity, init_bias: zero}"
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "dictionary": (),
+    "random": ("model.weights=random",),
+    "neurons": ("harvest.sites=[mlp_act.3]", "train.tokens=0", NEURONS),
+    "directions": ("train.tokens=0", "sae.init_decoder=random"),
+}
+RESAMPLES = 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "nulls")
+    parser.add_argument("--only", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    path = results.RESULTS / "nulls.json"
+    figures: dict[str, Any] = read_json(path)["figures"] if path.exists() else {}
+    for name in given.only:
+        out = ROOT / "runs" / "embedded" if name == "dictionary" else given.runs / name
+        run = Run(load_config(CONFIG, SETTINGS[name]), out)
+        evaluation = run.evaluation.facts
+        own = {"fvu": round(evaluation["fvu"], 4), "settings": SETTINGS[name]}
+        figures[name] = {**own, **summed_up(records(run.labels.path / "labels.parquet"))}
+        logging.info("%s: %s", name, figures[name])
+        results.save("nulls", figures, path)
+
+
+def records(path: Path) -> list[LabelRecord]:
+    """The records of a labels box."""
+    rows = pq.read_table(path).to_pylist()
+    scored = ("scores", "token", "token_set", "other")
+    return [
+        LabelRecord(**{**row, **{name: Scores(**row[name]) if row[name] else None for name in scored}}) for row in rows
+    ]
+
+
+def summed_up(every: Sequence[LabelRecord]) -> dict[str, Any]:
+    """Shares of live units, and margins over them: each with its interval."""
+    live = [record for record in every if record.status != "silent"]
+    of_each = {
+        "labelled": np.array([record.scores is not None for record in live]),
+        "beats_nulls": np.array([record.beats_nulls for record in live]),
+        "surely_beats_nulls": np.array([record.surely_beats_nulls for record in live]),
+        "auprc_margin": np.array([record.auprc_margin for record in live]),
+    }
+    shares = {name: interval(of_each[name], np.mean) for name in ("labelled", "beats_nulls", "surely_beats_nulls")}
+    margins = {
+        "median_auprc_margin": interval(of_each["auprc_margin"], np.median),
+        "mean_auprc_margin": interval(of_each["auprc_margin"], np.mean),
+    }
+    r2 = [record.token_r2 for record in live]
+    return {"n_live": len(live), **shares, **margins, "median_token_r2": round(float(np.median(r2)), 4)}
+
+
+def interval(of_units: np.ndarray, statistic: Callable[..., Any]) -> list[float]:
+    """A statistic of the units, and the 2.5 % and 97.5 % quantiles of it when they are drawn anew."""
+    random = np.random.default_rng(0)
+    drawn = (statistic(random.choice(of_units, len(of_units))) for _ in range(RESAMPLES))
+    low, high = np.quantile([float(each) for each in drawn], [0.025, 0.975])
+    return [round(float(value), 4) for value in (statistic(of_units), low, high)]
+
+
+if __name__ == "__main__":
+    main()
