@@ -2,21 +2,25 @@
 
 Labels are fitted on `FitView`, chosen on `SelectView` and scored once on `TestView`. Each is a
 class of its own and functions take exactly one of them, so that no example used to word a label
-can be used to score it. A view holds its own split only: nothing leads from it to another.
+can be used to score it. A view holds its own split only: nothing leads from it to another. That their
+documents are different ones is checked (`check_disjoint`) before any label is made.
 """
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from analysis.codes import Codes
-from sae.errors import StoreError
+from sae.errors import DataError, StoreError
 from sae.tokens import TokenSplit
 
 W = TypeVar("W", bound="View")
+SHORT = 16  # tokens of a document that may stand in two splits, such as a title
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +105,26 @@ class TestView(View):
     """The documents that labels are scored on, once."""
 
     __test__ = False  # pytest takes a class of this name for a collection of tests
+
+
+def check_disjoint(*views: View) -> None:
+    """A score is of text that had no part in making the label.
+
+    Raises:
+        DataError: a document of one of the views is in another, token for token, and longer than `SHORT`.
+    """
+    seen: dict[bytes, tuple[str, int]] = {}
+    for view in views:
+        for document, (start, stop) in enumerate(pairwise(view.document_starts.tolist())):
+            if stop - start <= SHORT:
+                continue
+            digest = hashlib.sha256(view.tokens[start:stop].tobytes()).digest()
+            split, other = seen.setdefault(digest, (view.split, document))
+            if split != view.split:
+                raise DataError(
+                    f"document {document} of {view.split} is document {other} of {split}, token for token: labels "
+                    "would be scored on text that they were made from; remove one, or let data.held_out divide the text"
+                )
 
 
 def token_strings(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

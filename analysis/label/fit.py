@@ -21,7 +21,7 @@ from analysis.label.columns import Vocabulary
 from analysis.label.grade import grade
 from analysis.label.indexed import Indexed
 from analysis.label.record import LabelRecord
-from analysis.splits import FitView, SelectView, TestView
+from analysis.splits import FitView, SelectView, TestView, check_disjoint
 from sae.files import publish, write_json
 
 N_DIGITS = 6
@@ -30,7 +30,12 @@ STATUSES = ("labelled", "abstained", "rare", "silent")
 
 
 def labels(fit: FitView, select: SelectView, test: TestView, cfg: LabelConfig) -> list[LabelRecord]:
-    """One record a latent, in order. All labels are frozen before the test split is looked at."""
+    """One record a latent, in order. All labels are frozen before the test split is looked at.
+
+    Raises:
+        DataError: a document is in two of the splits.
+    """
+    check_disjoint(fit, select, test)
     vocabulary = Vocabulary.of(fit.strings)
     fitting, selecting = Indexed(fit, vocabulary), Indexed(select, vocabulary)
     choices = [choose(fitting, selecting, latent, cfg) for latent in range(fit.n_latents)]
