@@ -3,6 +3,8 @@
 python -m benchmarks.nulls [--runs runs/nulls] [--only dictionary random ...]
 
 `dictionary` is the run of `configs/embedded.yaml` itself, in runs/embedded; the others live in folders of their own.
+A unit that fires more often is easier to label, and neurons are fewer than latents and fire as much in all: hence a
+dictionary of as many.
 Live units are those that fire on the label splits. Intervals are of units drawn anew, 95 %.
 """
 
@@ -26,6 +28,7 @@ CONFIG = ROOT / "configs" / "embedded.yaml"
 NEURONS = "sae={type: topk, n_latents: 1024, k: 24, init_decoder: identity, init_bias: zero}"
 SETTINGS: dict[str, tuple[str, ...]] = {
     "dictionary": (),
+    "as many as neurons": ("sae.n_latents=1024",),
     "random": ("model.weights=random",),
     "neurons": ("harvest.sites=[mlp_act.3]", "train.tokens=0", NEURONS),
     "directions": ("train.tokens=0", "sae.init_decoder=random"),
@@ -42,10 +45,10 @@ def main() -> None:
     path = results.RESULTS / "nulls.json"
     figures: dict[str, Any] = read_json(path)["figures"] if path.exists() else {}
     for name in given.only:
-        out = ROOT / "runs" / "embedded" if name == "dictionary" else given.runs / name
+        out = ROOT / "runs" / "embedded" if name == "dictionary" else given.runs / name.replace(" ", "-")
         run = Run(load_config(CONFIG, SETTINGS[name]), out)
         evaluation = run.evaluation.facts
-        own = {"fvu": round(evaluation["fvu"], 4), "settings": SETTINGS[name]}
+        own = {"l0": round(evaluation["l0"], 1), "fvu": round(evaluation["fvu"], 4), "settings": SETTINGS[name]}
         figures[name] = {**own, **summed_up(records(run.labels.path / "labels.parquet"))}
         logging.info("%s: %s", name, figures[name])
         results.save("nulls", figures, path)
@@ -68,11 +71,13 @@ def summed_up(every: Sequence[LabelRecord]) -> dict[str, Any]:
         "beats_nulls": np.array([record.beats_nulls for record in live]),
         "surely_beats_nulls": np.array([record.surely_beats_nulls for record in live]),
         "auprc_margin": np.array([record.auprc_margin for record in live]),
+        "f1": np.array([record.scores.f1 if record.scores else 0.0 for record in live]),
     }
     shares = {name: interval(of_each[name], np.mean) for name in ("labelled", "beats_nulls", "surely_beats_nulls")}
     margins = {
         "median_auprc_margin": interval(of_each["auprc_margin"], np.median),
         "mean_auprc_margin": interval(of_each["auprc_margin"], np.mean),
+        "median_f1": interval(of_each["f1"], np.median),
     }
     r2 = [record.token_r2 for record in live]
     return {"n_live": len(live), **shares, **margins, "median_token_r2": round(float(np.median(r2)), 4)}

@@ -69,7 +69,8 @@ def quality_table(figures: dict[str, Any]) -> str:
 
 UNITS = {
     "dictionary": "latents of the dictionary",
-    "neurons": "neurons of its layer, as many a token",
+    "as many as neurons": "of one with as many as there are neurons",
+    "neurons": "neurons of its layer, as many active a token",
     "directions": "random directions",
     "random": "latents of a dictionary of the network with random weights",
 }
@@ -82,16 +83,19 @@ def nulls_table(figures: dict[str, Any]) -> str:
         return f"{found[0]:.0%} ({found[1]:.0%} to {found[2]:.0%})"
 
     def margin(found: Sequence[float]) -> str:
-        return f"{found[0]:.3f} ({found[1]:.3f} to {found[2]:.3f})"
+        return f"{found[0]:.2f} ({found[1]:.2f} to {found[2]:.2f})"
 
     rows = [
         [
-            *(UNITS[name], f"{own['n_live']:,}", share(own["labelled"]), share(own["beats_nulls"])),
-            *(share(own["surely_beats_nulls"]), margin(own["median_auprc_margin"]), margin(own["mean_auprc_margin"])),
+            *(UNITS[name], f"{own['n_live']:,}", f"{own['l0'] / own['n_live']:.1%}", share(own["labelled"])),
+            *(share(own["beats_nulls"]), margin(own["median_f1"]), margin(own["median_auprc_margin"])),
         ]
         for name, own in ((name, figures[name]) for name in UNITS if name in figures)
     ]
-    columns = ("", "live", "labelled", "label beats every null", "surely", "median AUPRC margin", "mean")
+    columns = (
+        *("units", "live", "of tokens, a unit", "labelled", "label beats every null"),
+        *("median F1", "median AUPRC margin"),
+    )
     return "\n".join(table(columns, rows))
 
 

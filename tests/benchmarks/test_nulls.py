@@ -39,6 +39,7 @@ def test_units_are_summed_up_by_hand():
     assert [found[name][0] for name in ("labelled", "beats_nulls", "surely_beats_nulls")] == [0.75, 0.5, 0.25]
     assert found["median_auprc_margin"][0] == pytest.approx(0.05)  # of .5, .1, 0 and 0
     assert found["mean_auprc_margin"][0] == pytest.approx(0.15)
+    assert found["median_f1"][0] == pytest.approx(0.35)  # of .8, .4, .3 and 0
     assert found["median_token_r2"] == 0.1
 
 
@@ -57,13 +58,14 @@ def test_an_interval_is_that_of_the_mean():
 
 
 def test_the_table_has_a_row_for_each_model():
-    text = nulls_table({"random": summed_up(known()), "dictionary": summed_up(known())})
+    own = {"l0": 2.0, **summed_up(known())}
+    text = nulls_table({"random": own, "dictionary": own})
     lines = text.splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == [
         "latents of the dictionary",
         "latents of a dictionary of the network with random weights",
     ]
-    assert "| 4 | 75% (" in lines[2]
+    assert "| 4 | 50.0% | 75% (" in lines[2]
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
