@@ -79,8 +79,8 @@ def run(tmp_path_factory, firings, token_store, tokenizer, gpt2):
 
 def records():
     none = [
-        view_of(name, np.zeros((2, 96), np.int64), lambda flat: [np.zeros(len(flat), bool)] * N)
-        for name in ("fit", "select", "test")
+        view_of(name, np.arange(2)[:, None] + np.full((2, 96), 2 * i), lambda flat: [np.zeros(len(flat), bool)] * N)
+        for i, name in enumerate(("fit", "select", "test"))
     ]
     empty = labels(*none, LabelConfig())
     texts = {0: "Fires on the King’s letter “e”.", 2: "Fires just after kings and queens."}
