@@ -244,6 +244,17 @@ def ranks_within(owners: np.ndarray, n: int) -> np.ndarray:
     return np.arange(len(owners)) - np.searchsorted(owners, np.arange(n))[owners]
 
 
+def best_of_each(
+    owners: np.ndarray, merit: np.ndarray, ties: np.ndarray, n: int, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(which, how many of each owner): the k of greatest merit, > 0, of each of n owners; of equals the lower in
+    `ties`."""
+    order = np.flatnonzero(merit > 0)
+    order = order[np.lexsort((ties[order], -merit[order], owners[order]))]
+    order = order[ranks_within(owners[order], n) < k]
+    return order, np.bincount(owners[order], minlength=n)
+
+
 def spread_out(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """The numbers `starts[i]` to `starts[i] + sizes[i] - 1` of every i, one behind the other."""
     ends = np.cumsum(sizes)

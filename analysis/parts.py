@@ -56,7 +56,7 @@ def plan(split: TokenSplit, skip: int, n_rows: int, n_kept: int, part_rows: int 
         n_kept: of how many of those the codes are kept, at most; but of one context at least.
         part_rows: rows of a part, at most; but one context at least.
     """
-    sizes = np.maximum(np.diff(split.context_starts) - skip, 0)
+    sizes = np.diff(split.row_starts(skip))
     order = np.argsort(scrambled(np.arange(len(sizes))), kind="stable")
     order = order[sizes[order] > 0]
     reached = np.cumsum(sizes[order])

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 
 from analysis.codes import StoredCodes, open_codes
+from analysis.score import correlation, hits
 from sae.errors import ConfigError
 from sae.stage import open_box
 from sae.tokens import TokenSplit, TokenStore
@@ -189,8 +190,7 @@ class Index:
         """
         self._check(latent, other)
         (at, values), (at_other, others) = self.codes.of(latent), self.codes.of(other)
-        both, mine, theirs = np.intersect1d(at, at_other, assume_unique=True, return_indices=True)
-        n, n_both = len(self._kept), len(both)
+        n, n_both = len(self._kept), int(hits(at, at_other).sum())
         one, two, together = (count / n for count in (len(at), len(at_other), n_both))
         npmi = float(np.log(together / (one * two)) / -np.log(together)) if 0 < together < 1 else None
         return {
@@ -200,7 +200,7 @@ class Index:
             "n_both": n_both,
             "jaccard": n_both / max(1, len(at) + len(at_other) - n_both),
             "npmi": npmi,
-            "correlation": _correlation(values, others, mine, theirs, n),
+            "correlation": correlation(at, values, at_other, others, n),
         }
 
     def sql(self, query: str) -> pa.Table:
@@ -333,11 +333,3 @@ def _best(merit: np.ndarray, k: int) -> Sequence[int]:
     """The k of greatest merit, > 0; of equals the lower."""
     order = np.argsort(-merit, kind="stable")[:k]
     return order[merit[order] > 0].tolist()
-
-
-def _correlation(values: np.ndarray, others: np.ndarray, mine: np.ndarray, theirs: np.ndarray, n: int) -> float | None:
-    """Pearson's, over n tokens, of activations that are 0 but at some; `mine` and `theirs` are where both are not."""
-    x, y = values.astype(np.float64), others.astype(np.float64)
-    covariance = (x[mine] * y[theirs]).sum() / n - x.sum() / n * (y.sum() / n)
-    spread = (np.square(x).sum() / n - (x.sum() / n) ** 2) * (np.square(y).sum() / n - (y.sum() / n) ** 2)
-    return float(covariance / np.sqrt(spread)) if spread > 0 else None

@@ -81,14 +81,21 @@ def average_precision(scores: np.ndarray, is_hit: np.ndarray, n_firings: int, n_
 
 def pearson(positions: np.ndarray, scores: np.ndarray, fired: np.ndarray, values: np.ndarray, n_valid: int) -> float:
     """Correlation of score and activation over `n_valid` positions; 0 where one is constant."""
+    return correlation(positions, scores, fired, values, n_valid) or 0.0
+
+
+def correlation(
+    positions: np.ndarray, scores: np.ndarray, fired: np.ndarray, values: np.ndarray, n_valid: int
+) -> float | None:
+    """The same; none where one is constant."""
     if len(positions) == 0 or len(fired) == 0:
-        return 0.0
+        return None
     x, y = scores.astype(np.float64), values.astype(np.float64)
     is_hit = hits(positions, fired)
     xy = (x[is_hit] * y[np.searchsorted(fired, positions[is_hit])]).sum()
     covariance = xy / n_valid - x.sum() / n_valid * (y.sum() / n_valid)
     spread = ((x * x).sum() / n_valid - (x.sum() / n_valid) ** 2) * ((y * y).sum() / n_valid - (y.sum() / n_valid) ** 2)
-    return float(covariance / np.sqrt(spread)) if spread > 0 else 0.0
+    return float(covariance / np.sqrt(spread)) if spread > 0 else None
 
 
 def recall_by_decile(positions: np.ndarray, fired: np.ndarray, values: np.ndarray) -> list[float]:

@@ -125,7 +125,7 @@ class ComputedSplit(ActivationSplit):
     ) -> None:
         self.model, self.tokens, self.cfg, self.autocast = model, tokens, cfg, autocast
         self.sites = [site_names.resolve(model, name) for name in sites]
-        self.starts = _row_starts(np.diff(tokens.context_starts), cfg)
+        self.starts = tokens.row_starts(cfg.skip_positions)
         self.n_rows = int(self.starts[-1])
         first = int(np.searchsorted(self.starts, 0, side="right")) - 1
         acts = _run(model, self.sites, tokens, np.array([first]), cfg, autocast)

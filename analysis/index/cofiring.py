@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from analysis.codes import Codes, StoredCodes, ranks_within, spread_out
+from analysis.codes import Codes, StoredCodes, best_of_each, spread_out
 from analysis.index.tables import Columns, Lists
 
 SAMPLE = 64  # firings of each latent at which the others are looked at
@@ -39,11 +39,8 @@ def columns(stored: StoredCodes, block: Codes, first: int, densities: np.ndarray
     (latents, others), together = np.divmod(keys[begins], len(densities)), np.diff(np.append(begins, len(keys)))
     rates = together / np.maximum(sampled[latents], 1)
     lifts = rates / np.maximum(densities[others], 1e-12)
-    named = (together >= LEAST) & (lifts > 1) & (others != latents + first)
-    latents, others, rates, lifts = latents[named], others[named], rates[named], lifts[named]
-    merit = rates * np.log(lifts)
-    best = np.lexsort((others, -merit, latents))
-    best = best[ranks_within(latents[best], block.n_latents) < N_COFIRING]
-    sizes = np.bincount(latents[best], minlength=block.n_latents)
+    named = (together >= LEAST) & (others != latents + first)
+    merit = np.where(named, rates * np.log(lifts), 0)
+    best, sizes = best_of_each(latents, merit, others, block.n_latents, N_COFIRING)
     lists = {"cofiring": others[best], "cofiring_rates": rates[best], "cofiring_lifts": lifts[best]}
     return {name: Lists.of_sizes(sizes, flat) for name, flat in lists.items()}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.codes import Codes, packed, ranks_within, unpacked
+from analysis.codes import Codes, best_of_each, packed, unpacked
 from analysis.index.tables import Columns, Lists
 
 N_TRIGGERS, N_NEXT = 20, 10
@@ -38,10 +38,7 @@ class Tally:
 
     def best(self, merit: np.ndarray, n_latents: int, k: int) -> tuple[np.ndarray, np.ndarray]:
         """(pairs, how many of each latent): the k of each of greatest merit, > 0; of equals the lower token."""
-        order = np.flatnonzero(merit > 0)
-        order = order[np.lexsort((self.tokens[order], -merit[order], self.latents[order]))]
-        order = order[ranks_within(self.latents[order], n_latents) < k]
-        return order, np.bincount(self.latents[order], minlength=n_latents)
+        return best_of_each(self.latents, merit, self.tokens, n_latents, k)
 
 
 def token_columns(codes: Codes, tokens: np.ndarray, token_counts: np.ndarray) -> Columns:

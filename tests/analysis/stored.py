@@ -15,6 +15,12 @@ Firings = Sequence[Mapping[int, float]]
 """{position: value} of each latent."""
 
 
+def split_of(lengths) -> TokenSplit:
+    """Contexts of these lengths, of one token, each a document."""
+    starts = np.append(0, np.cumsum(lengths)).astype(np.int64)
+    return TokenSplit("train", np.zeros(starts[-1], np.uint16), starts, starts, {})
+
+
 def part_codes(part: Part, firings: Firings) -> PartCodes:
     """What a dictionary would give on the rows of `part`."""
     rows = [

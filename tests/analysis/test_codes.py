@@ -10,8 +10,7 @@ from analysis import codes as codes_module
 from analysis.codes import PartCodes, StoredCodes, packed, spread_out, unpacked
 from analysis.encode import both_orders
 from analysis.parts import plan
-from sae.tokens import TokenSplit
-from tests.analysis.stored import stored
+from tests.analysis.stored import split_of, stored
 
 
 @given(st.lists(st.floats(2.0**-100, 2.0**100, width=32), min_size=1))
@@ -68,11 +67,6 @@ def test_both_orders_by_hand():
     assert unpacked(codes.values).tolist() == [1, 0.5, 2, 2]
     assert codes.row_offsets.tolist() == [0, 2, 2, 4]
     assert codes.latents.tolist() == [0, 2, 2, 3], "the strongest first, of equals the lowest"
-
-
-def split_of(lengths) -> TokenSplit:
-    starts = np.append(0, np.cumsum(lengths)).astype(np.int64)
-    return TokenSplit("train", np.zeros(starts[-1], np.uint16), starts, starts, {})
 
 
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(0, 2))

@@ -6,12 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.parts import plan, runs, scrambled
-from sae.tokens import TokenSplit
-
-
-def split_of(lengths) -> TokenSplit:
-    starts = np.append(0, np.cumsum(lengths)).astype(np.int64)
-    return TokenSplit("train", np.zeros(starts[-1], np.uint16), starts, starts, {})
+from tests.analysis.stored import split_of
 
 
 def kept_of(part) -> list[int]:

@@ -10,12 +10,7 @@ from analysis.parts import plan
 from analysis.summary import TOP, WINDOW, Summary, offset_bins, offset_edges, window_of
 from sae.errors import StoreError
 from sae.tokens import TokenSplit
-from tests.analysis.stored import part_codes, stored
-
-
-def split_of(lengths) -> TokenSplit:
-    starts = np.append(0, np.cumsum(lengths)).astype(np.int64)
-    return TokenSplit("train", np.zeros(starts[-1], np.uint16), starts, starts, {})
+from tests.analysis.stored import part_codes, split_of, stored
 
 
 def drawn(seed: int) -> tuple[TokenSplit, list[dict[int, float]]]:
