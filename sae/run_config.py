@@ -1,6 +1,6 @@
 """The whole description of one run, checked as one: each section by itself, then together.
 
-This file, `sae.run` and `sae.cli` alone know all three packages; they import inside their functions.
+This file, `sae.run` and `sae.commands` alone know all three packages; they import inside their functions.
 """
 
 import importlib

@@ -1,0 +1,1 @@
+"""The commands of `sae`: one module each, with `add(commands)`; heavy imports stand inside the functions."""
