@@ -38,14 +38,14 @@ class IndexConfig:
     """Held-out tokens on which the reconstruction is spliced into the network."""
 
 
-Family = Literal["token", "form", "context", "place", "topic", "next", "combination"]
+Family = Literal["token", "form", "context", "place", "topic", "next", "combination", "kind"]
 
 
 @config
 class LabelConfig:
     """How labels are found without a language model; see `analysis/label`."""
 
-    families: tuple[Family, ...] = ("token", "form", "context", "place", "topic", "next", "combination")
+    families: tuple[Family, ...] = ("token", "form", "context", "place", "topic", "next", "combination", "kind")
     """Families of rules that are tried; among equals the first in this order wins."""
     min_fit: Positive = 20
     """Firings on the fit split that a latent needs to be labelled; below it is `rare`."""

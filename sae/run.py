@@ -39,7 +39,7 @@ VERSIONS = {
     "evaluation": 3,
     "codes": 2,
     "index": 2,
-    "labels": 2,
+    "labels": 3,
     "atlas": 1,
 }
 """The boxes of a run, in order, and the version of the code behind each: raised by hand when it gives other
@@ -248,7 +248,8 @@ class Run:
 
     def _label(self, out: Path) -> Mapping[str, Any]:
         from analysis.codes import open_codes
-        from analysis.label.fit import labels, write
+        from analysis.label.fit import labels, vocabulary_of, write
+        from analysis.label.kinds import embedding
         from analysis.splits import FitView, SelectView, TestView, token_strings
 
         store, facts = self.token_store, self.codes.facts
@@ -259,7 +260,8 @@ class Run:
             return kind.of(store.split(name), codes.load(), strings, facts["skip_positions"], codes.positions())
 
         fit, select, test = view(FitView, "fit"), view(SelectView, "select"), view(TestView, "test")
-        return write(labels(fit, select, test, self.cfg.analysis.label), out)
+        vocabulary = vocabulary_of(fit, embedding(self.subject.model))
+        return write(labels(fit, select, test, self.cfg.analysis.label, vocabulary), out, vocabulary.kinds)
 
     @cached_property
     def atlas(self) -> Box:

@@ -13,14 +13,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from analysis.label.forms import LITTLE, SHAPES, Forms, folds_of, forms_of
+from analysis.label.kinds import Kinds, kinds_of
 from analysis.splits import View
 
 
 class Slot(NamedTuple):
-    """One token of the surroundings: `offset` from the position, seen as token, fold or shape."""
+    """One token of the surroundings: `offset` from the position, seen as token, fold, shape or kind (`LEVELS`)."""
 
     offset: int
-    table: Literal["token", "fold", "shape"]
+    table: Literal["token", "fold", "shape", "wide", "kind", "narrow"]
 
 
 COLUMNS: dict[str, tuple[Slot, ...]] = {
@@ -38,12 +39,20 @@ COLUMNS: dict[str, tuple[Slot, ...]] = {
     "next_shape": (Slot(1, "shape"),),
     "token_next": (Slot(0, "token"), Slot(1, "token")),
     "token_next_shape": (Slot(0, "token"), Slot(1, "shape")),
+    "wide": (Slot(0, "wide"),),
+    "kind": (Slot(0, "kind"),),
+    "narrow": (Slot(0, "narrow"),),
+    "wide_token": (Slot(-1, "wide"), Slot(0, "token")),
+    "kind_token": (Slot(-1, "kind"), Slot(0, "token")),
+    "token_kind": (Slot(-1, "token"), Slot(0, "kind")),
+    "wides": (Slot(-1, "wide"), Slot(0, "wide")),
+    "kinds": (Slot(-1, "kind"), Slot(0, "kind")),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """All that follows from the texts of the tokens alone; shared by all views."""
+    """All that is known of the tokens; shared by all views."""
 
     strings: tuple[str, ...]
     forms: Forms
@@ -52,18 +61,29 @@ class Vocabulary:
     is_word: np.ndarray
     """`[vocabulary]`, bool: the start of a word of three letters or more, none of the most common little words;
     topics are told by these."""
+    kinds: Kinds | None = None
 
     @classmethod
-    def of(cls, strings: tuple[str, ...]) -> "Vocabulary":
+    def of(
+        cls, strings: tuple[str, ...], embedding: np.ndarray | None = None, counts: np.ndarray | None = None
+    ) -> "Vocabulary":
+        """Args:
+        strings: the text of each token id.
+        embedding: the network's row for each, `[vocabulary or more, d]`; without it there are no kinds.
+        counts: how often each stands in the fit split, `[vocabulary]`; goes with `embedding`.
+        """
         is_word = [
             text[:1] == " " and len(text) > 3 and text[1:].isalpha() and text[1:].lower() not in LITTLE
             for text in strings
         ]
-        return cls(strings, forms_of(strings), folds_of(strings), np.array(is_word))
+        folds = folds_of(strings)
+        kinds = None if embedding is None or counts is None else kinds_of(embedding, folds, counts)
+        return cls(strings, forms_of(strings), folds, np.array(is_word), kinds)
 
     def values(self, table: str) -> np.ndarray:
         """`[vocabulary]`: what a slot of this table sees of each token."""
-        return {"token": np.arange(len(self.strings)), "fold": self.folds, "shape": self.forms.shapes}[table]
+        own = {"token": np.arange(len(self.strings)), "fold": self.folds, "shape": self.forms.shapes}
+        return own[table] if table in own or self.kinds is None else self.kinds.of[table]
 
     def members(self, fold: int) -> np.ndarray:
         """The tokens of a fold, ascending."""

@@ -20,6 +20,7 @@ from analysis.label.choose import choose
 from analysis.label.columns import Vocabulary
 from analysis.label.grade import grade
 from analysis.label.indexed import Indexed
+from analysis.label.kinds import Kinds
 from analysis.label.record import LabelRecord
 from analysis.splits import FitView, SelectView, TestView, check_disjoint
 from sae.files import publish, write_json
@@ -29,31 +30,45 @@ ROW_GROUP = 128  # records that are read together
 STATUSES = ("labelled", "abstained", "rare", "silent")
 
 
-def labels(fit: FitView, select: SelectView, test: TestView, cfg: LabelConfig) -> list[LabelRecord]:
+def labels(
+    fit: FitView, select: SelectView, test: TestView, cfg: LabelConfig, vocabulary: Vocabulary | None = None
+) -> list[LabelRecord]:
     """One record a latent, in order. All labels are frozen before the test split is looked at.
+
+    Args:
+        vocabulary: what rules know of the tokens, see `vocabulary_of`; by default their texts alone.
 
     Raises:
         DataError: a document is in two of the splits.
     """
     check_disjoint(fit, select, test)
-    vocabulary = Vocabulary.of(fit.strings)
+    vocabulary = vocabulary or vocabulary_of(fit, None)
     fitting, selecting = Indexed(fit, vocabulary), Indexed(select, vocabulary)
     choices = [choose(fitting, selecting, latent, cfg) for latent in range(fit.n_latents)]
     return grade(choices, fitting, select, Indexed(test, vocabulary), cfg)
 
 
-def write(records: list[LabelRecord], out: Path) -> dict[str, Any]:
+def vocabulary_of(fit: FitView, embedding: np.ndarray | None) -> Vocabulary:
+    """What rules know of the tokens, kinds if `embedding` has a row for each token id, `[vocabulary or more, d]`."""
+    return Vocabulary.of(fit.strings, embedding, np.bincount(fit.tokens, minlength=len(fit.strings)))
+
+
+def write(records: list[LabelRecord], out: Path, kinds: Kinds | None = None) -> dict[str, Any]:
     """Write `labels.parquet` and `labels.json`; returns the facts of the box.
 
     `labels.json` is a list of records with all fields of `LabelRecord`. `labels.parquet` has the
     same, one row a latent, with `scores`, `token`, `token_set` and `other` as structs, and `rule`
-    as a JSON string. Numbers are rounded to 6 decimals; equal records give equal bytes.
+    as a JSON string. Numbers are rounded to 6 decimals; equal records give equal bytes. `kinds.parquet` has the kinds
+    that rules speak of.
     """
     rows = [_rounded(asdict(record)) for record in records]
     write_json(out / "labels.json", rows)
     flat = [row | {"rule": json.dumps(row["rule"], sort_keys=True) if row["rule"] else None} for row in rows]
     table = pa.Table.from_pylist(flat, schema=_schema())
     publish(out / "labels.parquet", lambda path: pq.write_table(table, path, row_group_size=ROW_GROUP))
+    if kinds is not None:
+        groups = pa.table({"token": np.arange(len(kinds.counts)), **kinds.of})
+        publish(out / "kinds.parquet", lambda path: pq.write_table(groups, path))
     return facts(records)
 
 

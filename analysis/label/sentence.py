@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 from analysis.label.columns import Slot, Vocabulary, digits
 from analysis.label.forms import SHAPES
+from analysis.label.kinds import LEVELS
 from analysis.label.places import PLACES
 from analysis.label.protocol import Clause, Filter, Label, Named, Part
 
-MAX_ATOMS = 8
+MAX_ATOMS = 5
 MAX_FORMS = 3
 MAX_WORDS = 4
+MAX_LIKE = 3
 ANY_FORM = "(in any case, singular or plural)"
 LEFT, RIGHT = "\u201c", "\u201d"
 
@@ -88,13 +90,33 @@ def _subject(seen: Sequence[tuple[Slot, int]], vocabulary: Vocabulary, n_keys: i
     """What the current token must be."""
     for slot, value in seen:
         if slot.offset == 0 and slot.table == "fold":
-            members = [vocabulary.strings[token] for token in vocabulary.members(value)]
-            if n_keys <= MAX_FORMS or len(members) == 1:
-                return _listed(list(dict.fromkeys(map(show, members))))
-            return LEFT + min((text.strip().lower() for text in members), key=len) + RIGHT
+            return _fold(value, vocabulary, n_keys <= MAX_FORMS)
+        if slot.offset == 0 and slot.table in LEVELS:
+            return _kind(slot.table, value, vocabulary)
         if slot.offset == 0:
             return SHAPES[value][1] if slot.table == "shape" else show(vocabulary.strings[value])
     return "any token"
+
+
+def _kind(level: str, value: int, vocabulary: Vocabulary) -> str:
+    """A kind by its commonest words; all of them if they are few."""
+    assert vocabulary.kinds is not None
+    members = vocabulary.kinds.members(level, value)
+    commonest = {fold: token for token, fold in zip(members[::-1], vocabulary.folds[members[::-1]], strict=True)}
+    if len(commonest) == 1:
+        return _fold(int(vocabulary.folds[value]), vocabulary, is_whole=True)
+    names = [show(vocabulary.strings[token]) for token in list(commonest.values())[::-1]]
+    if len(members) == len(names) <= MAX_LIKE:
+        return _listed(names)
+    return f"tokens like {_listed(names[:MAX_LIKE])}"
+
+
+def _fold(fold: int, vocabulary: Vocabulary, is_whole: bool) -> str:
+    """The tokens of a fold, or the shortest in the place of all."""
+    members = [vocabulary.strings[token] for token in vocabulary.members(fold)]
+    if is_whole or len(members) == 1:
+        return _listed(list(dict.fromkeys(map(show, members))))
+    return LEFT + min((text.strip().lower() for text in members), key=len) + RIGHT
 
 
 def _context(seen: Sequence[tuple[Slot, int]], vocabulary: Vocabulary, n_keys: int) -> tuple[str, str]:
@@ -109,6 +131,8 @@ def _context(seen: Sequence[tuple[Slot, int]], vocabulary: Vocabulary, n_keys: i
         return relation, "the edge of the context window"
     if around[0][0].table == "shape":
         return relation, SHAPES[around[0][1]][1]
+    if around[0][0].table in LEVELS:
+        return relation, _kind(around[0][0].table, around[0][1], vocabulary)
     return relation, show("".join(vocabulary.strings[value] for _, value in around))
 
 
