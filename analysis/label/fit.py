@@ -27,6 +27,7 @@ from sae.files import publish, write_json
 
 N_DIGITS = 6
 ROW_GROUP = 128  # records that are read together
+MARGINS = (0.1, 0.2, 0.3, 0.4, 0.5)
 STATUSES = ("labelled", "abstained", "rare", "silent")
 
 
@@ -78,8 +79,9 @@ def facts(records: list[LabelRecord]) -> dict[str, Any]:
     `labelled_fraction`, `abstained_fraction` and `beats_token_or_abstained_fraction` are shares of
     the live latents (all but silent); a rare one counts as abstained in the last, since it too is
     given no label. `beats_nulls_fraction` is the share of live latents with a label whose F1 is above that of every
-    null, `surely_beats_nulls_fraction` that of those where the lower end of its interval is, `median_auprc_margin` is
-    over live latents too: what is not labelled counts against the dictionary. `beats_token_fraction` and the other
+    null, `beats_nulls_by_margin` those where it is so much above, `surely_beats_nulls_fraction` those where the lower end
+    of its interval is above; `median_auprc_margin` is over live latents too: what is not labelled counts against the
+    dictionary. `beats_token_fraction` and the other
     medians are over labelled latents.
     """
     status = Counter(record.status for record in records)
@@ -96,6 +98,9 @@ def facts(records: list[LabelRecord]) -> dict[str, Any]:
         "beats_token_fraction": _share(better, len(labelled)),
         "beats_token_or_abstained_fraction": _share(better + status["abstained"] + status["rare"], n_live),
         "beats_nulls_fraction": _share(sum(record.beats_nulls for record in live), n_live),
+        "beats_nulls_by_margin": {
+            str(margin): _share(sum(record.f1_margin >= margin for record in live), n_live) for margin in MARGINS
+        },
         "surely_beats_nulls_fraction": _share(sum(record.surely_beats_nulls for record in live), n_live),
         "median_auprc_margin": _median([record.auprc_margin for record in live]),
         "median_f1": _median([r.scores.f1 for r in labelled if r.scores]),

@@ -83,7 +83,12 @@ class LabelRecord:
     @property
     def beats_nulls(self) -> bool:
         """Whether there is a label, and its F1 on the test split is above that of every null."""
-        return self.scores is not None and self.scores.f1 > max(self.nulls("f1"))
+        return self.f1_margin > 0
+
+    @property
+    def f1_margin(self) -> float:
+        """How far its F1 on the test split is above the best null's; 0 where there is no label."""
+        return self.scores.f1 - max(self.nulls("f1")) if self.scores else 0.0
 
     @property
     def surely_beats_nulls(self) -> bool:

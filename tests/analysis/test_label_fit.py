@@ -118,6 +118,8 @@ def test_labels_are_counted_that_beat_every_null(records):
     assert len(unlabelled) == 3, "one of which is silent"
     assert (found["beats_nulls_fraction"], found["surely_beats_nulls_fraction"]) == (0.4, 0.2)
     assert found["median_auprc_margin"] == 0
+    # F1 less the best null's: 0, .02 and .2
+    assert found["beats_nulls_by_margin"] == {"0.1": 0.2, "0.2": 0.2, "0.3": 0, "0.4": 0, "0.5": 0}
     assert facts(made)["median_auprc_margin"] == pytest.approx(0.1)
 
 
