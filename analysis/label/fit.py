@@ -79,10 +79,9 @@ def facts(records: list[LabelRecord]) -> dict[str, Any]:
     `labelled_fraction`, `abstained_fraction` and `beats_token_or_abstained_fraction` are shares of
     the live latents (all but silent); a rare one counts as abstained in the last, since it too is
     given no label. `beats_nulls_fraction` is the share of live latents with a label whose F1 is above that of every
-    null, `beats_nulls_by_margin` those where it is so much above, `surely_beats_nulls_fraction` those where the lower end
-    of its interval is above; `median_auprc_margin` is over live latents too: what is not labelled counts against the
-    dictionary. `beats_token_fraction` and the other
-    medians are over labelled latents.
+    null, `beats_nulls_by_margin` of those where it is so much above, `surely_beats_nulls_fraction` of those where the
+    lower end of its interval is above; `median_auprc_margin` is over live latents too: what is not labelled counts
+    against the dictionary. `beats_token_fraction` and the other medians are over labelled latents.
     """
     status = Counter(record.status for record in records)
     labelled = [record for record in records if record.scores and record.token]
