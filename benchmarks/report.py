@@ -117,8 +117,8 @@ def _training_section(figures: dict[str, Any]) -> str:
     lines = [
         f"## Training {where}beside SAELens, dictionary_learning and sparsify\n",
         f"Batches of {figures['batch']:,} rows of {figures['d_in']} numbers, Adam at {figures['lr']:g}; medians over",
-        f"alternating rounds. FVU of {figures['test_rows']:,} other rows after {figures['steps']} steps: it says that",
-        "the same is learnt, not how well.\n",
+        f"alternating rounds. FVU of {figures['test_rows']:,} other rows after as many steps as stand under a table:",
+        "it says that the same is learnt, not how well.\n",
     ]
     lines += tables(figures["cases"], {**MEMORY, "fvu": ("FVU", "{:.3f}"), "l0": ("L0", "{:,.0f}")}, _origins(figures))
     if where:
@@ -234,10 +234,15 @@ def _origins(figures: dict[str, Any]) -> dict[str, str]:
 
 def _origin(result: dict[str, Any]) -> str:
     hardware = result["hardware"]
-    return (
-        f"<sub>`{result['command']}`, {result['date']}, {hardware['cpu']}, {hardware['threads']} threads, "
-        f"torch {hardware['torch']}{', ' + hardware['gpu'] if hardware['gpu'] else ''}</sub>\n"
-    )
+    threads, cores = hardware["threads"], hardware["cores"]
+    parts = [
+        *([f"{result['steps']} steps"] if "steps" in result else []),
+        *(f"`{result['command']}`", result["date"], hardware["cpu"]),
+        f"{threads} threads" if threads == cores else f"{threads} threads on {cores} cores",
+        f"torch {hardware['torch']}",
+        *([hardware["gpu"]] if hardware["gpu"] else []),
+    ]
+    return f"<sub>{', '.join(parts)}</sub>\n"
 
 
 def _fill(path: Path, name: str, content: str) -> None:

@@ -1,12 +1,13 @@
 """Training speed: the same dictionary on the same activations, ours beside SAELens, dictionary_learning and sparsify.
 
-python -m benchmarks.training [--rounds 5] [--cases topk-24k ...] [--gpu] [--smoke]
+python -m benchmarks.training [--rounds 5] [--steps 24] [--cases topk-24k ...] [--gpu] [--smoke]
 
 Rounds alternate: in each, every contestant trains the case's dictionary in a process of its own, on the same rows in
 the same order, with Adam at the same learning rate, gradients clipped where the framework clips (`benchmarks/peers/`).
 A step's time is that between two requests for a batch; the first steps are left out. Speed is the median over steps,
 then over rounds; a ratio is the median of the rounds' ratios. FVU is of held-out rows after the last step, memory the
-largest resident set of the process. Rounds are kept in `docs/results/training.json` as they come.
+largest resident set of the process. Rounds are kept in `docs/results/training.json` as they come, with the steps of the
+case beside where it was measured. Threads are torch's: `OMP_NUM_THREADS`.
 
 With `--gpu`: batches of 8,192 rows that lie on the GPU, memory is that allocated there (what a framework before has
 left behind included), all frameworks are installed beside ours and run in this process, where starting one takes longer
@@ -18,7 +19,7 @@ import logging
 import re
 import shutil
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -131,13 +132,14 @@ CASES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=_steps, default=STEPS, help=f"the first {WARM_STEPS} are not timed")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--frameworks", nargs="+", choices=list(ADAPTERS), default=list(ADAPTERS))
     parser.add_argument("--gpu", action="store_true", help="see above; needs one")
     parser.add_argument("--smoke", action="store_true", help="all of it in a minute, on 64 latents; nothing to report")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    scale = TINY if given.smoke else GPU if given.gpu else SPEED
+    scale = _of_steps(TINY if given.smoke else GPU if given.gpu else SPEED, given.steps)
     folder = ROOT / "runs" / "training" / scale.digest
     path = folder / "smoke.json" if given.smoke else results.RESULTS / f"training{'_gpu' * given.gpu}.json"
     prepare(scale, 0, folder)
@@ -150,17 +152,30 @@ def main() -> None:
         rounds: list[dict[str, Any]] = []
         for _ in range(given.rounds):
             rounds.append({one.name: run(case, one, scale, folder, given.gpu) for one in case.contestants})
-            known["cases"][name], known["origins"][name] = rounds, results.origin("training")
-            results.save("training", {**known, **facts(scale)}, path)
+            known = with_case(known, name, rounds, scale)
+            results.save("training", known, path)
         for contestant, figures in summary(rounds).items():
             logging.info("%s, %s: %s", name, contestant, figures)
 
 
-def facts(scale: Scale) -> dict[str, Any]:
-    """What all cases have in common."""
+def _steps(text: str) -> int:
+    steps = int(text)
+    if steps <= WARM_STEPS:
+        raise argparse.ArgumentTypeError(f"{steps}: must be more than the {WARM_STEPS} that are not timed")
+    return steps
+
+
+def _of_steps(scale: Scale, steps: int) -> Scale:
+    return replace(scale, tokens=scale.batch * steps)
+
+
+def with_case(known: Mapping[str, Any], name: str, rounds: Sequence[Any], scale: Scale) -> dict[str, Any]:
+    """The figures with those of a case, its steps beside where it was measured, and what all cases have in common."""
+    origin = {**results.origin("training"), "steps": scale.steps}
     return {
+        "cases": {**known["cases"], name: rounds},
+        "origins": {**known["origins"], name: origin},
         "batch": scale.batch,
-        "steps": scale.steps,
         "d_in": scale.world.d_in,
         "lr": LR,
         "test_rows": scale.test_rows,

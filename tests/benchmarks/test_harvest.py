@@ -12,7 +12,7 @@ def test_the_section_has_a_row_for_each():
     origin = {
         "command": "bench",
         "date": "2026-01-31",
-        "hardware": {"cpu": "a CPU", "threads": 2, "torch": "2", "gpu": ""},
+        "hardware": {"cpu": "a CPU", "cores": 2, "threads": 2, "torch": "2", "gpu": ""},
     }
     cases = {"embedded": [{"sae-atlas": own, "SAELens, autocast": other}]}
     text = _harvest_section({"cases": cases, "origins": {"embedded": origin}})
