@@ -241,6 +241,7 @@ def _origin(result: dict[str, Any]) -> str:
         f"{threads} threads" if threads == cores else f"{threads} threads on {cores} cores",
         f"torch {hardware['torch']}",
         *([hardware["gpu"]] if hardware["gpu"] else []),
+        *([result["note"]] if "note" in result else []),
     ]
     return f"<sub>{', '.join(parts)}</sub>\n"
 

@@ -34,13 +34,16 @@ def test_the_section_has_a_row_for_each():
     figures = {"batch": 64, "d_in": 8, "lr": 1e-3, "test_rows": 100}
     hardware = {"cpu": "a CPU", "cores": 2, "threads": 2, "torch": "2", "gpu": None}
     origin = {"command": "bench", "date": "2026-01-31", "hardware": hardware, "steps": 24}
-    origins = {"topk-24k": origin, "topk-6k": {**origin, "hardware": {**hardware, "cores": 16}, "steps": 12}}
+    origins = {
+        "topk-24k": origin,
+        "topk-6k": {**origin, "hardware": {**hardware, "cores": 16}, "steps": 12, "note": "stopped"},
+    }
     cases = {name: [{"sae-atlas": own, "sparsify": own}] for name in origins}
     text = _training_section({**figures, "cases": cases, "origins": origins})
     assert "### topk-24k, 1 round\n" in text
     assert "| sparsify | 1,234 | 1.0× | 512 MB | 0.250 |" in text
     assert "<sub>24 steps, `bench`, 2026-01-31, a CPU, 2 threads, torch 2</sub>" in text
-    assert "<sub>12 steps, `bench`, 2026-01-31, a CPU, 2 threads on 16 cores, torch 2</sub>" in text
+    assert "<sub>12 steps, `bench`, 2026-01-31, a CPU, 2 threads on 16 cores, torch 2, stopped</sub>" in text
 
 
 def test_steps_that_leave_none_to_time_are_refused(monkeypatch, capsys):
