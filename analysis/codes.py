@@ -211,15 +211,17 @@ class StoredCodes:
             positions[at], values[at] = where, what
         return Codes(offsets, positions, values)
 
-    def blocks(self, n_entries: int, n_latents: int) -> Iterator[tuple[int, Codes]]:
-        """(first latent, latents) of consecutive latents: so many that they have these entries together, or one."""
-        reached = np.append(0, np.cumsum(self.counts()))
-        first = 0
-        while first < self.n_latents:
+    def blocks(
+        self, n_entries: int, n_latents: int, first: int = 0, last: int | None = None
+    ) -> Iterator[tuple[int, Codes]]:
+        """(first latent, latents) of consecutive latents from `first` to before `last`: so many that they have these
+        entries together, or one."""
+        reached, end = np.append(0, np.cumsum(self.counts())), self.n_latents if last is None else last
+        while first < end:
             full = int(np.searchsorted(reached, reached[first] + n_entries, side="right")) - 1
-            last = max(first + 1, min(full, first + n_latents))
-            yield first, self.block(first, last)
-            first = last
+            stop = max(first + 1, min(full, first + n_latents, end))
+            yield first, self.block(first, stop)
+            first = stop
 
     def latents_at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(bounds, latents) that fire at some encoded positions, ascending; see `StoredPart.latents_of`."""

@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 
 from analysis.codes import StoredCodes, open_codes
+from analysis.index.tables import Table
 from analysis.score import correlation, hits
 from sae.errors import ConfigError
 from sae.stage import open_box
-from sae.tokens import TokenSplit, TokenStore
+from sae.tokens import TokenSplit, TokenStore, folder_of
 
 MOST_PLACES = 4096  # occurrences of a token that are looked at, from all over the kept text
 Hit = dict[str, Any]
@@ -44,9 +45,9 @@ class Index:
     def __init__(self, run: Path) -> None:
         self.run = run.resolve()
         self._index, self._labels = (open_box(self.run / name).path for name in ("index", "labels"))
-        self._latents = _Table(self._index / "latents.parquet")
-        self._examples = _Table(self._index / "examples.parquet")
-        self._label_rows = _Table(self._labels / "labels.parquet")
+        self._latents = Table(self._index / "latents.parquet")
+        self._examples = Table(self._index / "examples.parquet")
+        self._label_rows = Table(self._labels / "labels.parquet")
         tokens = pq.read_table(self._index / "tokens.parquet")
         self.strings: list[str] = tokens["text"].to_pylist()
         self._splits: dict[str, TokenSplit] = {}
@@ -263,8 +264,7 @@ class Index:
 
     @cached_property
     def _store(self) -> TokenStore:
-        own = self.run / "tokens"  # a dictionary of a sweep has those of its run
-        return TokenStore(open_box(own if own.exists() else self.run.parents[1] / "tokens"))
+        return TokenStore(open_box(folder_of(self.run)))
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -301,32 +301,6 @@ _LISTS = {
     "neighbours": {"latent": "neighbours", "cosine": "neighbour_cosines"},
 }
 """Lists of a latent's row that belong together, and what each is called in its view."""
-
-
-class _Table:
-    """A Parquet file whose rows are in order of latent, read a group of rows at a time."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = pq.ParquetFile(path, memory_map=True)
-        metadata = self._file.metadata
-        column = metadata.schema.names.index("latent")
-        statistics = [metadata.row_group(i).column(column).statistics for i in range(metadata.num_row_groups)]
-        self._last = np.array([each.max for each in statistics])
-        self.n_rows = metadata.num_rows
-
-    def rows(self, latent: int) -> list[dict[str, Any]]:
-        """Those of one latent."""
-        first, last = np.searchsorted(self._last, [latent, latent + 1])
-        groups = list(range(first, min(last + 1, len(self._last))))
-        if not groups:
-            return []
-        table = self._file.read_row_groups(groups, use_threads=False)
-        start, stop = np.searchsorted(table["latent"].to_numpy(), [latent, latent + 1])
-        return table.slice(start, stop - start).to_pylist()
-
-    def columns(self, *names: str) -> pa.Table:
-        """Whole columns."""
-        return self._file.read(list(names))
 
 
 def _best(merit: np.ndarray, k: int) -> Sequence[int]:

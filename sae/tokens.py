@@ -70,6 +70,12 @@ class TokenSplit:
         return np.flatnonzero(offsets >= skip)
 
 
+def folder_of(run: Path) -> Path:
+    """Where the tokens of a run lie; a dictionary of a sweep has those of its run."""
+    own = run / "tokens"
+    return own if own.exists() or run.parent.name != "sweep" else run.parents[1] / "tokens"
+
+
 class TokenStore:
     """A finished tokens box: `store.split("fit")`."""
 

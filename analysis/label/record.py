@@ -14,9 +14,13 @@ class Scores:
     n_true: int
     """Those of them at which the latent fires."""
     precision: float
+    """Share of the predicted firings that are some."""
     recall: float
+    """Share of the firings that are predicted."""
     f1: float
+    """Harmonic mean of the two."""
     iou: float
+    """True predictions over all that are predicted or fire."""
     auprc: float
     """Average precision over all tokens; those without a prediction are one last group."""
     pearson: float
@@ -28,6 +32,7 @@ class LabelRecord:
     """What is known of one latent. Scores are none where there is no label."""
 
     latent: int
+    """Its number."""
     status: Status
     """`labelled`; `abstained`: no rule is good enough; `rare`: too few firings to say; `silent`:
     it fires in none of the three splits."""
@@ -42,7 +47,9 @@ class LabelRecord:
     n_fit: int
     """Firings on the fit split."""
     n_select: int
+    """Firings on the select split."""
     n_test: int
+    """Firings on the test split."""
     select_f1: float | None
     """F1 of the best candidate when it was chosen, given or rejected."""
     scores: Scores | None
@@ -70,6 +77,7 @@ class LabelRecord:
     shuffled_f1: float | None
     """Expected F1 when the label's predictions are put anywhere."""
     shuffled_auprc: float | None
+    """Its expected average precision."""
     token_r2: float
     """Share of the activation's variance on the fit split that its token explains."""
 
