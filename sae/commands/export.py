@@ -5,29 +5,35 @@ from pathlib import Path
 from typing import Any
 
 from sae.commands import common
+from sae.errors import ConfigError
+
+EXAMPLES = """sae export configs/embedded.yaml --to features.csv
+  sae export configs/embedded.yaml --to pages
+  sae export configs/gpt2-small.yaml --to for_neuronpedia --as neuronpedia --set model=gpt2-small
+  sae export configs/embedded.yaml --to for_delphi --as delphi --set hookpoint=h.3.mlp"""
+FORMATS = "atlas, csv, parquet, neuronpedia, circuit-tracer, delphi"
 
 
 def add(commands: Any) -> None:
-    example = "sae export configs/embedded.yaml --to features.csv"
-    parser = common.add_run(commands, "export", "write a run's results elsewhere", export, example)
+    parser = common.add_run(commands, "export", "write a run's results elsewhere", export, EXAMPLES)
+    parser.add_argument("--to", required=True, type=Path, metavar="PATH", help="a folder, or of csv a file")
     parser.add_argument(
-        "--to", required=True, type=Path, help="a .csv file (a row a latent), or a folder for the atlas"
+        "--as",
+        dest="form",
+        metavar="FORMAT",
+        help=f"{FORMATS} (docs/exports.md); none means csv for a .csv file, else the atlas",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="field=value", help="what the format leaves to be chosen"
     )
 
 
 def export(arguments: argparse.Namespace) -> None:
-    import shutil
+    for text in arguments.set:
+        if "=" not in text:
+            raise ConfigError(f"--set {text}: must be field=value, such as layer=8")
+    from analysis.export.formats import export
 
-    from sae.stage import open_box, verify
-
-    boxes = {name: open_box(common.boxes(arguments) / name) for name in ("index", "labels", "atlas")}
-    for box in boxes.values():
-        verify(box)
-    if arguments.to.suffix == ".csv":
-        from analysis.export.csv import export
-
-        export(boxes["index"].path, boxes["labels"].path, arguments.to)
-    else:
-        own = shutil.ignore_patterns("manifest.json", "inputs.json", ".lock")
-        shutil.copytree(boxes["atlas"].path, arguments.to, dirs_exist_ok=True, ignore=own)
+    settings = {name: value for name, _, value in (text.partition("=") for text in arguments.set)}
+    export(common.boxes(arguments), arguments.to, arguments.form, settings)
     common.say(f"written: {arguments.to}")
