@@ -12,7 +12,7 @@ atlas: $(VENV)/installed  ## text to a browsable atlas of labelled features, on 
 	$(BIN)/sae browse configs/embedded.yaml
 
 test: $(VENV)/installed-dev  ## the whole suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-dev  ## format, style, imports, types
 	$(BIN)/ruff format --check .
