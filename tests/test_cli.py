@@ -75,6 +75,7 @@ def test_config_prints_one_dictionary_of_a_sweep() -> None:
     assert said.endswith("\nsweep: []\n")
 
 
+@pytest.mark.slow
 def test_info_lists_what_scripts_rely_on() -> None:
     done = sae("info", "--json")
     facts = json.loads(done.stdout)
