@@ -176,6 +176,7 @@ def test_rounding_is_torchs_bit_for_bit(own):
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randint(-(2**31), 2**31 - 1, (60, 200), generator=generator).int().view(torch.float32)
     matrix[0, :5] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 3.4e38, torch.inf, 0.0])
+    matrix[0, 5] = torch.tensor(0x7F800001, dtype=torch.int32).view(torch.float32)  # its upper half is that of infinity
     sizes = torch.ones(60)
     sizes[30:] = torch.rand(30, generator=generator)
     matrix, sizes = matrix.to(device), sizes.to(device)
