@@ -4,15 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := pyproject.toml constraints.txt
 PEERS := saelens dictionary_learning sparsify
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: atlas test lint bench peers clean
+.PHONY: atlas test quick lint bench peers clean
 
 atlas: $(VENV)/installed  ## text to a browsable atlas of labelled features, on the embedded model
 	$(BIN)/sae run configs/embedded.yaml
 	$(BIN)/sae browse configs/embedded.yaml
 
 test: $(VENV)/installed-dev  ## the whole suite
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+quick: $(VENV)/installed-dev  ## what is not slow of it
+	$(PYTEST) -m "not slow"
 
 lint: $(VENV)/installed-dev  ## format, style, imports, types
 	$(BIN)/ruff format --check .

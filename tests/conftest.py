@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything reads it: no test uses a network
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads of a command that wait leave the processor to others
 if os.access("/dev/shm", os.W_OK):  # boxes wait for the disk (fsync); in memory that is nothing
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
 

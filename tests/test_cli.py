@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -73,6 +75,7 @@ def test_config_prints_one_dictionary_of_a_sweep() -> None:
     assert said.endswith("\nsweep: []\n")
 
 
+@pytest.mark.slow
 def test_info_lists_what_scripts_rely_on() -> None:
     done = sae("info", "--json")
     facts = json.loads(done.stdout)
@@ -106,17 +109,17 @@ def test_whole_run_and_a_second_that_does_no_work(tmp_path: Path) -> None:
     assert summary["l0"] <= 8
     assert 0 < summary["fvu"] < 1
     began = time.time()
-    again = sae("run", "configs/smoke.yaml", out)
+    again = warm.sae("run", "configs/smoke.yaml", out)
     assert "building" not in again.stderr
     boxes = [path for path in (tmp_path / "run").glob("*/") if path.name != "logs"]
     assert len(boxes) == 8
     newest = max(file.stat().st_mtime for box in boxes for file in box.rglob("*") if file.name != ".lock")
     assert newest < began
     # a change downstream leaves what is upstream of it alone
-    changed = sae("index", "configs/smoke.yaml", out, "analysis.index.window=16")
+    changed = warm.sae("index", "configs/smoke.yaml", out, "analysis.index.window=16")
     assert [line for line in changed.stderr.splitlines() if line.endswith("building")] == ["index: building"]
     csv = tmp_path / "features.csv"
-    assert sae("export", "configs/smoke.yaml", out, "--to", str(csv)).returncode == 0
+    assert warm.sae("export", "configs/smoke.yaml", out, "--to", str(csv)).returncode == 0
     assert csv.read_text().splitlines()[0].startswith("latent,n_fired,density")
     assert len(csv.read_text().splitlines()) >= 257
     check_queries(out)
@@ -126,7 +129,7 @@ def check_queries(out: str) -> None:
     """As a table, in words, as JSON; and mistakes in one line."""
 
     def ask(*question: str) -> subprocess.CompletedProcess[str]:
-        return sae("query", "configs/smoke.yaml", out, *question)
+        return warm.sae("query", "configs/smoke.yaml", out, *question)
 
     lines = ask("--token", " the", "--top", "3").stdout.splitlines()
     assert lines[0].split() == ["latent", "f1", "rate", "share", "label"]
@@ -152,7 +155,7 @@ def check_queries(out: str) -> None:
 @pytest.mark.slow
 def test_a_run_that_keeps_no_activations_to_train_on_learns_the_same(tmp_path: Path) -> None:
     for name, choice in (("kept", "true"), ("computed", "false")):
-        done = sae("index", "configs/smoke.yaml", f"out={tmp_path / name}", f"harvest.keep_train={choice}")
+        done = warm.sae("index", "configs/smoke.yaml", f"out={tmp_path / name}", f"harvest.keep_train={choice}")
         assert done.returncode == 0, done.stderr
     kept, computed = tmp_path / "kept", tmp_path / "computed"
     for file in ("dictionary/dictionary.safetensors", "dictionary/curve.json", "index/latents.parquet"):

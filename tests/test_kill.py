@@ -7,34 +7,33 @@ is begun, and in the end each is finished and compared.
 
 import hashlib
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests import warm
+
 N_KILLS = 20
-CONFIG = Path(__file__).parent.parent / "configs" / "smoke.yaml"
+CONFIG = warm.ROOT / "configs" / "smoke.yaml"
 BOXES = ("tokens", "activations", "dictionary", "evaluation", "codes", "index", "labels", "atlas")
 OUTSIDE = {"seconds.json", "summary.json", ".lock"}
 """Times and locks: all that may differ between two runs."""
 
 
-def start(out: Path) -> subprocess.Popen[str]:
-    """A run; what it says of its boxes comes line by line (universal newlines cut progress bars too)."""
-    command = [sys.executable, "-m", "sae", "run", str(CONFIG), f"out={out}"]
-    root = CONFIG.parent.parent
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=root)
+def finish(out: Path, sae: Callable[..., subprocess.CompletedProcess[str]] = warm.sae) -> None:
+    done = sae("run", str(CONFIG), f"out={out}")
+    assert done.returncode == 0, done.stderr
 
 
-def finish(out: Path) -> None:
-    process = start(out)
-    _, said = process.communicate()
-    assert process.returncode == 0, said
+def fresh(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m sae ARGUMENTS`."""
+    command = [sys.executable, "-m", "sae", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=warm.ROOT, check=False)
 
 
 def digests(out: Path) -> dict[str, str]:
@@ -49,16 +48,11 @@ def unfinished(out: Path) -> list[str]:
 
 def kill_within(out: Path, box: str, delay: float) -> str | None:
     """Run until `box` is being built and `delay` more seconds; the box that the kill fell in, if any."""
-    process = start(out)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.strip() == f"{box}: building":
-            break
+    run = warm.start("run", str(CONFIG), f"out={out}")
+    run.wait_until(lambda: any(line.strip() == f"{box}: building" for line in run.stderr.splitlines()))
     time.sleep(delay)
     begun = [name for name in unfinished(out) if (out / name / "inputs.json").exists()]
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
+    run.kill()
     return begun[0] if begun else None
 
 
@@ -79,7 +73,7 @@ def test_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
         hit.append(kill_within(runs[-1], box, draws.random() * seconds[box]))
         spared = [name for name in spared if name != hit[-1]]
     for run in runs:
-        finish(run)
+        finish(run, fresh if run == runs[0] else warm.sae)  # a process of either kind ends with the same
         found = digests(run)
         differing = sorted(name for name in whole | found if whole.get(name) != found.get(name))
         assert not differing, f"{run.name} differs (kills of all runs: {hit}): {differing}"

@@ -4,10 +4,6 @@ import csv
 import hashlib
 import json
 import logging
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,8 +17,8 @@ from sae.run_config import load_config
 from sae.stage import SCRATCH
 from sae.sweep import member, sweep
 from sae.text import Document
+from tests import warm
 
-ROOT = Path(__file__).parent.parent
 OUTSIDE = {"seconds.json", ".lock"}
 CONFIG = """
 model: {{name: {model}, precision: float32}}
@@ -137,22 +133,18 @@ def test_a_dictionary_of_the_sweep_is_analysed_where_it_lies(finished: Run) -> N
     assert sorted(path.name for path in finished.out.iterdir() if path.is_dir()) == ["activations", "sweep", "tokens"]
 
 
-def start(config: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "sae", "sweep", str(config), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+def start(config: Path, *arguments: str) -> warm.Command:
+    return warm.start("sweep", str(config), *arguments)
 
 
-def finish(process: subprocess.Popen[str]) -> None:
-    said = process.communicate()[1]
-    assert process.returncode == 0, said
+def finish(command: warm.Command) -> None:
+    done = command.finish()
+    assert done.returncode == 0, done.stderr
 
 
-def kill_when(process: subprocess.Popen[str], is_time: Callable[[], bool]) -> None:
-    while not is_time():
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+def kill_when(command: warm.Command, is_time: Callable[[], bool]) -> None:
+    command.wait_until(is_time)
+    assert command.kill(), "it had ended before"
 
 
 @pytest.mark.slow

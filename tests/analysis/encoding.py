@@ -1,9 +1,6 @@
-"""A dictionary that encodes; and the program of each process of a team that does so together.
+"""A dictionary that encodes; and the program of each process of a team that does so together."""
 
-torchrun --nproc_per_node=2 -m tests.analysis.encoding TOKENS ACTIVATIONS OUT
-"""
-
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -39,7 +36,8 @@ def build(path: Path, activations: ActivationStore, store: TokenStore, **choices
     return stages({path: {}}, make, is_shared=True)[0]
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str]) -> None:
+    """Of a process of its own: TOKENS ACTIVATIONS OUT."""
     encode.PART_ROWS = PART_ROWS
-    token_box, activation_box, out = map(Path, sys.argv[1:])
+    token_box, activation_box, out = map(Path, arguments)
     build(out, ActivationStore(open_box(activation_box)), TokenStore(open_box(token_box)), kept_tokens=150)

@@ -1,9 +1,6 @@
 """Codes: every firing of every latent, found again at its position; the same from one process or two, killed or not."""
 
 import hashlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +12,9 @@ from analysis.codes import Codes, open_codes, packed, unpacked
 from analysis.parts import plan
 from analysis.summary import Summary
 from sae.errors import StoreError
+from tests import warm
 from tests.analysis import encoding
 from tests.analysis.encoding import PART_ROWS, SITE, N, build, make_dictionary
-
-ROOT = Path(__file__).parents[2]
 
 
 def dense(codes: Codes, n_tokens: int) -> np.ndarray:
@@ -236,11 +232,6 @@ def test_two_processes_make_the_bytes_of_one(tmp_path, activation_store, token_s
     one = build(tmp_path / "one", activation_store, token_store, kept_tokens=150)
     assert sum(part.is_kept for part in plan(token_store.split("train"), 1, 10**7, 150, PART_ROWS)) > 1
     paths = [str(path) for path in (token_store.box.path, activation_store.box.path, tmp_path / "two")]
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tests.analysis.encoding"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *command, *paths], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    warm.together(encoding.main, *paths)
     assert digests(tmp_path / "two") == digests(one.path)
     assert len(digests(one.path)) > 4

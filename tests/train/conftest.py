@@ -1,11 +1,12 @@
 """What tests of training may use: rows as a finished store."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from jaxtyping import config
 from torch import Tensor
 
 from sae.store import ActivationStore, write_shard
@@ -47,3 +48,12 @@ def store(make_store: Callable[..., ActivationStore]) -> ActivationStore:
     rows, held_out = planted(20_000, 1)[0], planted(2000, 2)[0]
     matrix = torch.randn(D, 20, generator=torch.Generator().manual_seed(5)) / D**0.5
     return make_store({"x": rows, "y": rows @ matrix}, {"x": held_out, "y": held_out @ matrix})
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Shapes and types are not checked at run time: in hundreds of equal steps that is half of the time. Those of every
+    architecture are in `test_together.py`, `test_learner.py` and `test_trainer.py`, which take the same steps."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

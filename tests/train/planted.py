@@ -1,5 +1,7 @@
 """Rows with planted features, and short runs on them."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sae.architectures.configs import TopKConfig
-from sae.stage import SCRATCH
+from sae.stage import SCRATCH, open_box
 from sae.store import ActivationStore, Places
 from train.config import TrainConfig
 from train.learner import Member
@@ -47,6 +49,12 @@ def train(
 ) -> dict[str, Any]:
     """Train one dictionary; returns its facts."""
     return fit([member(out, cfg, sae, places)], store, seed, out.parent / "logs")[0]
+
+
+def train_alone(arguments: Sequence[str]) -> None:
+    """The program of a process of its own: STORE OUT and, as JSON, what `choices` takes."""
+    box, out, changes = arguments
+    train(ActivationStore(open_box(Path(box))), Path(out), choices(**json.loads(changes)))
 
 
 def contents(path: Path) -> dict[str, bytes]:

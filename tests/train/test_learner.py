@@ -420,7 +420,7 @@ def test_a_step_that_is_recorded_neither_asks_for_a_value_nor_brings_one(
     monkeypatch.setattr(kernels, "_kernels", lambda _: triton.Triton())
     learner.progress.silent_tokens += dead_window(learner.cfg)
     with Ops() as ops:
-        terms = learner._update(loader.batch(1)[:16], 64)
+        terms = learner._update(loader.batch(1)[:4], 64)
     assert errors | {"auxk"} == set(terms)
     assert learner.dictionary.steps_are_alike
     assert sorted(ops.names & forbidden) == []

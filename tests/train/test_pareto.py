@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import matplotlib
 import pytest
@@ -59,24 +60,30 @@ def test_fronts_are_of_a_site():
     assert [row.is_on_front for row in SWEEP] == [True, True, False, True, True]
 
 
-def test_the_table_holds_every_figure(tmp_path):
-    write(SWEEP, tmp_path)
-    records = json.loads((tmp_path / "table.json").read_text())
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the table and the plots of the sweep."""
+    out = tmp_path_factory.mktemp("sweep")
+    write(SWEEP, out)
+    return out
+
+
+def test_the_table_holds_every_figure(written):
+    records = json.loads((written / "table.json").read_text())
     assert records == [row._asdict() for row in SWEEP]
-    with (tmp_path / "table.csv").open() as file:
+    with (written / "table.csv").open() as file:
         lines = list(csv.reader(file))
     assert lines[0] == list(Row._fields)
     assert lines[1] == ["a", "topk", "x", "64", "8.0", "0.3", "0.7", "0.6", "0.7", "0.01", "0.0", "100", "True"]
     assert len(lines) == 6
 
 
-def test_the_same_figures_give_the_same_bytes_whatever_the_users_style(tmp_path):
-    write(SWEEP, tmp_path / "a")
+def test_the_same_figures_give_the_same_bytes_whatever_the_users_style(written, tmp_path):
     with matplotlib.rc_context({"font.size": 20, "savefig.dpi": 10, "svg.hashsalt": None}):
-        write(SWEEP, tmp_path / "b")
+        write(SWEEP, tmp_path)
     for name in ("table.csv", "table.json", "pareto.svg", "pareto.png"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
-    svg = (tmp_path / "a" / "pareto.svg").read_text()
+        assert (written / name).read_bytes() == (tmp_path / name).read_bytes(), name
+    svg = (written / "pareto.svg").read_text()
     assert "<dc:date>" not in svg
 
 

@@ -33,7 +33,7 @@ from train.trainer import fit
 STEPS, BATCH, HELD_OUT = 400, 512, 1024
 N = SMALL.n_features
 PAPER = {"decoder": "unit"}  # rows of norm 1 from the first step on
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked_shapes")]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from sae.architectures.configs import ReLUConfig, SwitchConfig, TopKConfig
 from sae.errors import ConfigError
 from sae.files import read_json
 from sae.team import Team
+from tests import warm
 from tests.train import together
 from tests.train.planted import choices, contents, member, planted
 from tests.train.together import BESIDE, CASES, STEPS
@@ -25,17 +25,13 @@ ROOT = Path(__file__).parents[2]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 
-def launch(*arguments: str, launcher: Sequence[str] = TORCHRUN) -> str:
+def launch(*arguments: str) -> str:
     """Two processes, as `accelerate launch` starts them on GPUs (on a CPU it starts one); what they say."""
-    command = [sys.executable, *launcher, "-m", *arguments]
+    command = [sys.executable, *TORCHRUN, "-m", *arguments]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
-
-
-def launch_one(*arguments: str) -> str:
-    return launch(*arguments, launcher=())
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +45,7 @@ def both(store, tmp_path_factory):
     """(what one process learnt, what two did): folders with one for each case."""
     out = tmp_path_factory.mktemp("together")
     together.learn(store, out / "one", STEPS)
-    launch("tests.train.together", str(store.box.path), str(out / "two"), str(STEPS))
+    warm.together(together.main, str(store.box.path), str(out / "two"), str(STEPS))
     return out / "one", out / "two"
 
 
@@ -122,7 +118,7 @@ def test_a_run_goes_on_with_another_number_of_processes(both, store, tmp_path, f
         if processes == "one":
             together.learn(store, out, steps, [name])
         else:
-            launch("tests.train.together", str(store.box.path), str(out), str(steps), name)
+            warm.together(together.main, str(store.box.path), str(out), str(steps), name)
 
     on(first, STEPS // 2)
     assert read_json(out / name / "curve.json")[-1]["step"] == STEPS // 2
@@ -134,9 +130,8 @@ def test_a_run_goes_on_with_another_number_of_processes(both, store, tmp_path, f
 def test_a_command_of_two_processes_builds_what_one_builds(tmp_path):
     """Shards are made by both, byte for byte; the first speaks and holds the run."""
     config = str(ROOT / "configs" / "smoke.yaml")
-    said = []
-    for start, out in ((launch_one, tmp_path / "one"), (launch, tmp_path / "two")):
-        said.append(json.loads(start("sae", "train", config, f"out={out}")))
+    alone = warm.sae("train", config, f"out={tmp_path / 'one'}", env={"OMP_NUM_THREADS": "1"})
+    said = [json.loads(text) for text in (alone.stdout, launch("sae", "train", config, f"out={tmp_path / 'two'}"))]
     for box in ("tokens", "activations"):
         one, two = ((tmp_path / run / box / "manifest.json").read_bytes() for run in ("one", "two"))
         assert one == two
@@ -144,9 +139,9 @@ def test_a_command_of_two_processes_builds_what_one_builds(tmp_path):
     assert said[1]["box"] == str(tmp_path / "two" / "dictionary")
     assert said[1]["steps"] == said[0]["steps"]
     assert said[1]["fvu"] == pytest.approx(said[0]["fvu"], rel=0.02)
-    again = json.loads(launch("sae", "train", config, f"out={tmp_path / 'two'}"))
+    again = json.loads(warm.together(warm.run_sae, "train", config, f"out={tmp_path / 'two'}"))
     assert again == said[1], "all is there"
-    other = json.loads(launch("sae", "train", config, f"out={tmp_path / 'two'}", "train.divide=latents"))
+    other = json.loads(warm.together(warm.run_sae, "train", config, f"out={tmp_path / 'two'}", "train.divide=latents"))
     assert other == said[1], "who makes it does not say what is made"
 
 

@@ -1,10 +1,6 @@
 """Training: it finds what was planted, one or several at a time, and survives being killed."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,14 +19,27 @@ from sae.config import parse
 from sae.errors import ConfigError
 from sae.stage import SCRATCH, Box
 from sae.store import ActivationStore, Places, StoredSplit
-from tests.train.planted import N_FEATURES, X_AND_Y, X_TO_Y, D, K, X, choices, contents, member, planted, train
+from tests import warm
+from tests.train.planted import (
+    N_FEATURES,
+    X_AND_Y,
+    X_TO_Y,
+    D,
+    K,
+    X,
+    choices,
+    contents,
+    member,
+    planted,
+    train,
+    train_alone,
+)
 from train.config import TrainConfig
 from train.trainer import fit
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_planted_features_are_found(store, tmp_path):
     facts = train(store, tmp_path / "a", choices(tokens=256 * 800, lr=1e-2, evaluate_every=0))
     _, directions = planted(1, 0)
@@ -236,33 +245,18 @@ def test_members_at_different_steps_go_on_to_the_same_bytes(store, tmp_path, alo
     assert {name: contents(tmp_path / name) for name in ("a", "b")} == alone
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from sae.stage import open_box
-from sae.store import ActivationStore
-from tests.train.planted import choices, train
-
-train(ActivationStore(open_box(Path(sys.argv[1]))), Path(sys.argv[2]), choices(**eval(sys.argv[3])))
-"""
-
-
 @pytest.mark.slow
 def test_a_run_ended_by_sigkill_goes_on_to_the_same_bytes(tmp_path, store):
     long = {"tokens": 64 * 250, "batch": 64, "evaluate_every": 0, "checkpoint_seconds": 0.05}
 
-    def start(name: str) -> subprocess.Popen:
-        arguments = [sys.executable, "-c", SCRIPT, str(store.box.path), str(tmp_path / name), repr(long)]
-        return subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL)
+    def start(name: str) -> warm.Command:
+        arguments = str(store.box.path), str(tmp_path / name), json.dumps(long)
+        return warm.Command(train_alone, *arguments, env={"OMP_NUM_THREADS": "1"})
 
     train(store, tmp_path / "whole", choices(**long))
     run, state = start("killed"), tmp_path / "killed" / f"checkpoint{SCRATCH}"
-    while not state.exists() and run.poll() is None:
-        time.sleep(0.005)
-    run.send_signal(signal.SIGKILL)
-    assert run.wait() == -signal.SIGKILL, "it was killed before its end"
+    run.wait_until(state.exists)
+    assert run.kill(), "it was killed before its end"
     assert not (tmp_path / "killed" / "dictionary.json").exists()
-    assert start("killed").wait() == 0
+    assert start("killed").finish().returncode == 0
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

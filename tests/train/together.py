@@ -1,9 +1,5 @@
-"""What a team learns, and what one process does of the same: the cases, and the program of each process.
+"""What a team learns, and what one process does of the same: the cases, and the program of each process."""
 
-torchrun --nproc_per_node=2 -m tests.train.together STORE OUT STEPS [case ...]
-"""
-
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -132,9 +128,10 @@ class Noted(Learner):
         return super().finish()
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str]) -> None:
+    """Of a process of its own: STORE OUT STEPS [case ...]."""
     trainer.Learner = Noted  # type: ignore[misc]
     learner.LEAST_ROOM = 2  # or few latents would be padded to all
-    store, out, steps, *names = sys.argv[1:]
+    store, out, steps, *names = arguments
     learn(ActivationStore(open_box(Path(store))), Path(out), int(steps), names)
     current().leave()

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.codes import packed, unpacked
@@ -186,6 +186,7 @@ def test_latents_that_fire_together_are_those_of_a_sample(tmp_path):
     assert latents[1]["cofiring_rates"] == pytest.approx([1.0])
 
 
+@settings(max_examples=12)
 @given(st.integers(0, 10**6))
 def test_blocks_of_latents_do_not_matter(tmp_path_factory, seed):
     rng = np.random.default_rng(seed)
