@@ -6,7 +6,7 @@ how the rows were batched; these do not.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch.nn.functional import cosine_similarity, normalize
 from sae.errors import DataError
 from sae.latents import Latents
 from sae.sums import Sums
+
+N = TypeVar("N", float, np.ndarray)
+"""A number, or one for each resample."""
 
 
 @dataclass
@@ -207,20 +210,47 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
         return np.where((whole == 0) & (part == 0), 0.0, part / whole)
 
 
-def ce_recovered(clean: float, spliced: float, ablated: float) -> float:
+CHANGES = ("spliced", "mean_ablated", "zero_ablated")
+"""What is put in the place of what a network writes."""
+
+
+def ce_recovered(clean: N, spliced: N, ablated: N) -> N:
     """`(ablated - spliced) / (ablated - clean)`: 1 loses nothing, 0 is as bad as ablation.
 
     The three are means, or sums, over the same tokens.
 
     Raises:
-        ZeroDivisionError: the ablation does no harm, so there is nothing to recover.
+        ZeroDivisionError: the ablation does no harm, so there is nothing to recover; not of arrays.
     """
     return (ablated - spliced) / (ablated - clean)
 
 
-def kl_recovered(spliced: float, ablated: float) -> float:
+def kl_recovered(spliced: N, ablated: N) -> N:
     """`1 - spliced / ablated`, of KL divergences from the clean network: as `ce_recovered`."""
-    return ce_recovered(0.0, spliced, ablated)
+    return (ablated - spliced) / ablated
+
+
+def splice_figures(sums: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of a spliced network from sums over its tokens (`train.evaluate.spliced`): numbers, or one for each
+    resample.
+
+    Ablation by the mean is the strict one and gives `ce_recovered`; ablation by zero is reported beside it.
+
+    Raises:
+        ZeroDivisionError: the ablation does no harm; not of arrays.
+    """
+    n = sums["tokens"]
+    ce = {name: sums[name] / n for name in ("clean", *CHANGES)}
+    kl = {name: sums[f"kl_{name}"] / n for name in CHANGES}
+    return {
+        "ce": ce,
+        "kl": kl["spliced"],
+        "kl_mean_ablated": kl["mean_ablated"],
+        "kl_recovered": kl_recovered(kl["spliced"], kl["mean_ablated"]),
+        "ce_recovered": ce_recovered(ce["clean"], ce["spliced"], ce["mean_ablated"]),
+        "ce_recovered_zero": ce_recovered(ce["clean"], ce["spliced"], ce["zero_ablated"]),
+        "tokens": n,
+    }
 
 
 def kl_divergence(

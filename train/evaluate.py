@@ -12,14 +12,13 @@ from torch.nn.functional import log_softmax
 
 from sae import memory, sites
 from sae.dictionary import Dictionary
-from sae.metrics import Moments, Reconstruction, ce_recovered, kl_divergence, kl_recovered
+from sae.metrics import CHANGES, Moments, Reconstruction, kl_divergence, splice_figures
 from sae.model import Subject
 from sae.store import Pairs, Places
 from sae.sums import Sums
 from sae.tokens import TokenSplit
 
 ROWS = 8192  # rows at a time
-CHANGES = ("spliced", "mean_ablated", "zero_ablated")
 MAX_LOGITS = 1 << 26  # logits of one batch: 256 MiB of float32, of which a few copies live at once
 
 
@@ -166,28 +165,6 @@ def spliced(
         predicted = None if groups is None else groups[positions[:, 1:].reshape(-1)]
         sums.add({name: term.flatten() for name, term in terms.items()}, predicted)
     return sums
-
-
-def splice_figures(sums: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures of a spliced network from the sums of `spliced`: numbers, or arrays of them, one for each resample.
-
-    Ablation by the mean is the strict one and gives `ce_recovered`; ablation by zero is reported beside it.
-
-    Raises:
-        ZeroDivisionError: the ablation does no harm; not of arrays.
-    """
-    n = sums["tokens"]
-    ce = {name: sums[name] / n for name in ("clean", *CHANGES)}
-    kl = {name: sums[f"kl_{name}"] / n for name in CHANGES}
-    return {
-        "ce": ce,
-        "kl": kl["spliced"],
-        "kl_mean_ablated": kl["mean_ablated"],
-        "kl_recovered": kl_recovered(kl["spliced"], kl["mean_ablated"]),
-        "ce_recovered": ce_recovered(ce["clean"], ce["spliced"], ce["mean_ablated"]),
-        "ce_recovered_zero": ce_recovered(ce["clean"], ce["spliced"], ce["zero_ablated"]),
-        "tokens": n,
-    }
 
 
 def _loss(log_p: Float[Tensor, "batch predictions vocab"], ids: Tensor) -> Float[Tensor, "batch predictions"]:
