@@ -65,8 +65,10 @@ def compare(
 
 
 @torch.no_grad()
-def pca_fvu(train: Pairs, held_out: Pairs, k: int, limit: int = 1 << 20) -> float:
-    """FVU on `held_out` of the best linear map of rank k, fitted to (at most `limit` rows of) `train`.
+def pca_fvu(
+    train: Pairs, held_out: Pairs, k: int, limit: int = 1 << 20, bounds: Sequence[tuple[int, int]] | None = None
+) -> float:
+    """FVU on `held_out` (on its rows within some bounds, if any) of the best linear map of rank k, fitted to (at most `limit` rows of) `train`.
 
     It is the linear dictionary with as many active components a row, which a sparse one has to beat:
     the k leading principal components, or for a transcoder the reduced-rank regression of its target.
@@ -87,8 +89,8 @@ def pca_fvu(train: Pairs, held_out: Pairs, k: int, limit: int = 1 << 20) -> floa
     )
     top = torch.linalg.eigh(full.T @ cov_x @ full).eigenvectors[:, -min(k, len(mean_y)) :]
     error, moments = 0.0, Moments()
-    for start in range(0, held_out.n_rows, ROWS):
-        x, y = (part.double() for part in held_out.read(start, min(start + ROWS, held_out.n_rows)))
+    for block in held_out.blocks([(0, held_out.n_rows)] if bounds is None else bounds, ROWS):
+        x, y = (part.double() for part in block)
         predicted = shift_y + mean_y + (x - shift_x - mean_x) @ full @ top @ top.T
         error += (y - predicted).square().sum().item()
         moments.update(y)

@@ -112,17 +112,25 @@ def of_densities(density: np.ndarray) -> dict[str, Figure]:
     return {name: Figure.of(share) for name, share in shares.items()}
 
 
-def values(figures: Figures) -> dict[str, dict[str, float | None]]:
-    """The numbers alone."""
+def plain(figures: Figures) -> dict[str, dict[str, dict[str, Any]]]:
+    """As JSON: category → name → value and interval."""
     return {
-        category: {name: figure.value for name, figure in names.items()} for category, names in figures.items()
+        category: {name: {"value": figure.value, "interval": figure.interval} for name, figure in names.items()}
+        for category, names in figures.items()
     }
 
 
-def intervals(figures: Figures) -> dict[str, dict[str, list[float]]]:
-    """The intervals alone, of what has one, in the same places."""
+def values(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """The numbers of `plain` alone."""
+    return {
+        category: {name: figure["value"] for name, figure in names.items()} for category, names in figures.items()
+    }
+
+
+def intervals(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """The intervals of `plain` alone, of what has one, in the same places."""
     found = {
-        category: {name: list(figure.interval) for name, figure in names.items() if figure.interval is not None}
+        category: {name: figure["interval"] for name, figure in names.items() if figure["interval"] is not None}
         for category, names in figures.items()
     }
     return {category: names for category, names in found.items() if names}

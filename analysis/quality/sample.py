@@ -48,6 +48,18 @@ class Sample:
     def n_tokens(self) -> int:
         return len(self.split.tokens)
 
+    def facts(self) -> dict[str, int | str]:
+        """As JSON."""
+        return {
+            "split": self.split.name,
+            "tokens": self.n_tokens,
+            "tokens_wanted": self.n_wanted,
+            "tokens_there": self.n_there,
+            "documents": self.n_documents,
+            "resampled": self.unit,
+            "n_resampled": self.n_groups,
+        }
+
     def describe(self) -> str:
         """What was measured, and why it is not more."""
         of = f"{self.n_tokens:,} held-out tokens of {self.n_documents:,} documents"
