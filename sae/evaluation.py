@@ -54,9 +54,12 @@ def evaluate(run: Run, given: Path | None = None) -> Box:
         StoreError, FormatError: as `sae.hub.load`.
     """
     from analysis.export.evaluation import assets_digest
+    from analysis.probing import texts
     from sae import hub
 
     cfg = run.cfg.analysis.eval
+    for file in cfg.probe_files:  # a mistake is told before any work
+        texts.read(Path(file))
     folder = run.dictionary.path if given is None else hub.find(given) or given
     if given is None:
         digest, name = run.dictionary.digest, "eval"
@@ -64,22 +67,19 @@ def evaluate(run: Run, given: Path | None = None) -> Box:
         hub.facts(folder)  # what is no dictionary is told before anything is made of it
         digest = digest_json({file: sha256_file(folder / file) for file in (hub.JSON, hub.TENSORS)})
         name = f"evals/{folder.resolve().name}-{digest[:8]}"
+    evaluation = Evaluation(run, folder)
+    if given is not None:
+        _check_fits(evaluation.dictionary, run, folder)
     inputs = {
         "dictionary": digest,
         "activations": run.activations.digest,
         "places": to_json(run.cfg.places),
         "eval": to_json(cfg),
-        "files": {file: sha256_file(_there(file)) for file in cfg.probe_files},
+        "files": {file: sha256_file(Path(file)) for file in cfg.probe_files},
         "assets": assets_digest(),
         "version": VERSION,
     }
-    return run.stage(name, inputs, Evaluation(run, folder).build)
-
-
-def _there(file: str) -> Path:
-    if not Path(file).is_file():
-        raise ConfigError(f"analysis.eval.probe_files: {file}: no such file")
-    return Path(file)
+    return run.stage(name, inputs, evaluation.build)
 
 
 @dataclass
@@ -96,15 +96,18 @@ class Evaluation:
         from analysis.probing.record import record
         from analysis.quality import figures
 
-        _check_fits(self.dictionary, self.run, self.folder)
         rows = _once(out, "rows", lambda: self.rows(out))
         network = _once(out, "network", self.network)
         probed = _once(out, "probing", lambda: record(self.probe(), to_json(self.run.cfg.analysis.eval)))
         found = {**network["figures"], **rows["figures"]}
+        n_tokens = {
+            "total_tokens_eval_reconstruction": network["sample"]["predictions"],
+            "total_tokens_eval_sparsity_variance": rows["sample"]["rows"],
+        }
         core = {
             "eval_type_id": "core",
             "eval_config": to_json(self.run.cfg.analysis.eval),
-            "eval_result_metrics": figures.values(found),
+            "eval_result_metrics": {**figures.values(found), "token_stats": n_tokens},
             "eval_result_intervals": figures.intervals(found),
             "eval_result_unstructured": rows["distributions"],
             "sae_cfg_dict": self.described(),

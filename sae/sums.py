@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 
@@ -22,13 +22,15 @@ class Sums:
     """Term → `[n_groups]` or `[n_groups, d]`."""
 
     @torch.no_grad()
-    def add(self, terms: Mapping[str, Float[Tensor, "rows *d"]], groups: Int[Tensor, " rows"] | None = None) -> None:
+    def add(self, terms: Mapping[str, Shaped[Tensor, "rows ..."]], groups: Int[Tensor, " rows"] | None = None) -> None:
         """Add up some rows.
 
         Args:
             groups: the group of each row, those of one group side by side (else it takes longer); none: all are of
                 the first.
         """
+        if groups is not None and len(groups) == 0:
+            return
         if groups is None:
             found, sizes = torch.zeros(1, dtype=torch.long), None
         else:

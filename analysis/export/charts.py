@@ -5,14 +5,15 @@ from collections.abc import Sequence
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 340, 150, 34, 26
 LINE = 24  # height of a line of points
+Number = float | int
 
 
-def columns(edges: Sequence[float], counts: Sequence[int], ticks: Sequence[tuple[float, str]], title: str) -> str:
+def columns(edges: Sequence[Number], counts: Sequence[int], ticks: Sequence[tuple[Number, str]], title: str) -> str:
     """A histogram with the counts of the bins between `edges`; `ticks` are places on its axis and what stands there."""
     top, low, high = max([*counts, 1]), edges[0], edges[-1]
     width, height = WIDTH - LEFT, HEIGHT - BOTTOM - 8
 
-    def x(value: float) -> float:
+    def x(value: Number) -> float:
         return LEFT + width * (value - low) / (high - low)
 
     parts = [_line(LEFT, 8, WIDTH, 8), _line(LEFT, 8 + height, WIDTH, 8 + height)]
@@ -33,12 +34,14 @@ Point = tuple[str, float, tuple[float, float] | None]
 """Class, value, interval."""
 
 
-def points(rows: Sequence[tuple[str, Sequence[Point]]], low: float, high: float, ticks: Sequence[float], title: str) -> str:
+def points(
+    rows: Sequence[tuple[str, Sequence[Point]]], low: float, high: float, ticks: Sequence[float], title: str
+) -> str:
     """A line for each name with its points, from `low` to `high`."""
     left, width = 150, 680
     height = LINE * len(rows) + BOTTOM
 
-    def x(value: float) -> float:
+    def x(value: Number) -> float:
         return left + (width - left - 8) * (min(max(value, low), high) - low) / (high - low)
 
     parts = []
@@ -58,16 +61,16 @@ def points(rows: Sequence[tuple[str, Sequence[Point]]], low: float, high: float,
     return _svg(height, title, parts, width)
 
 
-def _svg(height: float, title: str, parts: Sequence[str], width: float = WIDTH) -> str:
+def _svg(height: Number, title: str, parts: Sequence[str], width: Number = WIDTH) -> str:
     return (
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">'
         f"{''.join(parts)}</svg>"
     )
 
 
-def _line(x1: float, y1: float, x2: float, y2: float) -> str:
+def _line(x1: Number, y1: Number, x2: Number, y2: Number) -> str:
     return f'<line class="grid" x1="{x1:.2f}" y1="{y1:.2f}" x2="{x2:.2f}" y2="{y2:.2f}"/>'
 
 
-def _text(x: float, y: float, anchor: str, text: str) -> str:
+def _text(x: Number, y: Number, anchor: str, text: str) -> str:
     return f'<text x="{x:.2f}" y="{y:.2f}" text-anchor="{anchor}">{html.escape(text)}</text>'

@@ -53,7 +53,7 @@ def _all(result: Result) -> dict[str, Any]:
         "latents": result.latents,
         "dimensions": result.dimensions,
         "scores": {
-            probe: {name: {"value": figure.value, "interval": figure.interval} for name, figure in figures.items()}
+            probe: {name: figure.plain() for name, figure in figures.items()}
             for probe, figures in result.scores.items()
         },
     }

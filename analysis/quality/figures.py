@@ -44,6 +44,10 @@ class Figure:
         known = float(value) if math.isfinite(value) else None
         return cls(known, bounds if bounds is not None and math.isfinite(bounds[0]) else None)
 
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"value": self.value, "interval": None if self.interval is None else list(self.interval)}
+
 
 Figures = dict[str, dict[str, Figure]]
 """Category → name → figure."""
@@ -115,8 +119,7 @@ def of_densities(density: np.ndarray) -> dict[str, Figure]:
 def plain(figures: Figures) -> dict[str, dict[str, dict[str, Any]]]:
     """As JSON: category → name → value and interval."""
     return {
-        category: {name: {"value": figure.value, "interval": figure.interval} for name, figure in names.items()}
-        for category, names in figures.items()
+        category: {name: figure.plain() for name, figure in names.items()} for category, names in figures.items()
     }
 
 
