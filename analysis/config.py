@@ -96,6 +96,9 @@ class EvalConfig:
     """Of how many latents, and dimensions of the activations, sparse probes are."""
     probe_examples: Positive = 2000
     """Examples of either class of a question, for fitting and for scoring, at most."""
+    absorption: bool = True
+    """Whether first letters are asked for, to see how far latents absorb them; no figure is given where the network
+    does not know them."""
     seed: Natural = 0
 
 

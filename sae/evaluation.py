@@ -2,6 +2,7 @@
 
     eval/eval.json            figures with intervals, under SAEBench's names (its `core` evaluation)
     eval/sparse_probing.json  what a few latents say of labels, beside their rivals
+    eval/absorption.json      how far latents of words absorb the first letter, where the network knows it
     eval/latents.parquet      density and cosines of each latent
     eval/eval.html            the same as a page
 
@@ -26,7 +27,7 @@ from sae.stage import SCRATCH, Box
 if TYPE_CHECKING:
     import numpy as np
 
-    from analysis.probing.probe import Result, Settings
+    from analysis.probing.asked import Asked
     from analysis.quality.sample import Sample
     from sae.dictionary import Dictionary
     from sae.store import Pairs
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 VERSION = 1
 """Of the code behind the box, see `sae.run.VERSIONS`."""
-PROBED_TOKENS = 1 << 19  # of each split, among which examples are looked for
 HEADLINES = {
     "fvu": ("reconstruction_quality", "fvu"),
     "l0": ("sparsity", "l0"),
@@ -96,9 +96,11 @@ class Evaluation:
         from analysis.probing.record import record
         from analysis.quality import figures
 
+        cfg = self.run.cfg.analysis.eval
         rows = _once(out, "rows", lambda: self.rows(out))
         network = _once(out, "network", self.network)
-        probed = _once(out, "probing", lambda: record(self.probe(), to_json(self.run.cfg.analysis.eval)))
+        probed = _once(out, "probing", lambda: record(self.asked.probe(), to_json(cfg)))
+        absorbed = _once(out, "absorption", self.asked.absorption) if cfg.absorption else None
         found = {**network["figures"], **rows["figures"]}
         n_tokens = {
             "total_tokens_eval_reconstruction": network["sample"]["predictions"],
@@ -106,7 +108,7 @@ class Evaluation:
         }
         core = {
             "eval_type_id": "core",
-            "eval_config": to_json(self.run.cfg.analysis.eval),
+            "eval_config": to_json(cfg),
             "eval_result_metrics": {**figures.values(found), "token_stats": n_tokens},
             "eval_result_intervals": figures.intervals(found),
             "eval_result_unstructured": rows["distributions"],
@@ -115,7 +117,9 @@ class Evaluation:
         }
         write_json(out / "eval.json", core)
         write_json(out / "sparse_probing.json", probed)
-        page.export(read_json(out / "eval.json"), probed, out)
+        if absorbed is not None:
+            write_json(out / "absorption.json", absorbed)
+        page.export(read_json(out / "eval.json"), probed, absorbed, out)
         metrics = core["eval_result_metrics"]
         return {
             **{name: metrics[category][figure] for name, (category, figure) in HEADLINES.items()},
@@ -125,6 +129,7 @@ class Evaluation:
             "spliced_tokens": network["sample"]["tokens"],
             "documents": rows["sample"]["documents"],
             "probing": probed["eval_result_metrics"]["sae"],
+            **_told(absorbed),
         }
 
     @cached_property
@@ -132,6 +137,19 @@ class Evaluation:
         from sae import hub
 
         return hub.load(self.folder).to(self.run.subject.device)
+
+    @property
+    def asked(self) -> "Asked":
+        from analysis.probing.asked import Asked
+
+        run, cfg = self.run, self.run.cfg
+        return Asked(
+            self.dictionary,
+            run.subject,
+            run.token_store,
+            run.activation_store,
+            *(cfg.places, cfg.data, cfg.harvest, cfg.analysis.eval),
+        )
 
     def described(self) -> dict[str, Any]:
         """What is evaluated, and on what."""
@@ -212,45 +230,6 @@ class Evaluation:
             "sample": {**sample.facts(), "predictions": int(sums.total()["tokens"]), "resamples": cfg.resamples},
         }
 
-    def probe(self) -> "list[Result]":
-        """What a few latents say of labels."""
-        from analysis.probing.probe import Settings, probe
-        from analysis.probing.tasks import SOURCE, source_tasks, token_tasks
-        from analysis.splits import token_strings
-
-        cfg, skip = self.run.cfg.analysis.eval, self.run.activation_store.skip_positions
-        settings = Settings(cfg.probe_k, cfg.probe_examples, cfg.resamples, cfg.seed)
-        fit, test = (self.sample(split, PROBED_TOKENS) for split in ("fit", "test"))
-        of_tokens = token_tasks(cfg.probes, fit, test, token_strings(self.run.subject.tokenizer), skip)
-        results = probe(self.dictionary, self.pairs, of_tokens, settings)
-        if SOURCE in cfg.probes:
-            sources = [self.run.token_store.split(split).documents["source"] for split in ("fit", "test")]
-            results += probe(self.dictionary, self.pairs, source_tasks(fit, test, sources, skip), settings)
-        for file in cfg.probe_files:
-            results += self._probe_file(Path(file), settings)
-        return results
-
-    def _probe_file(self, file: Path, settings: "Settings") -> "list[Result]":
-        from analysis.probing import texts
-        from analysis.probing.probe import probe
-        from sae.harvest import ComputedSplit
-        from sae.store import Pairs
-
-        run, places, labelled = self.run, self.run.cfg.places, texts.read(file)
-        tokenizer, data = run.subject.tokenizer, run.cfg.data
-        splits = {
-            split: texts.tokens([each for each in labelled if each.split == split], split, tokenizer, data)
-            for split in texts.SPLITS
-        }
-
-        def rows(split: str) -> Pairs:
-            subject = run.subject
-            computed = ComputedSplit(subject.model, places.sites, splits[split], run.cfg.harvest, subject.autocast)
-            return Pairs(computed, places.sites, places)
-
-        tasks = texts.tasks(file.stem, labelled, splits, run.activation_store.skip_positions)
-        return probe(self.dictionary, rows, tasks, settings)
-
 
 def _check_fits(dictionary: "Dictionary", run: Run, folder: Path) -> None:
     """See that a dictionary reads and writes as much as the run's sites give; say if it was made for others."""
@@ -280,6 +259,15 @@ def _check_fits(dictionary: "Dictionary", run: Run, folder: Path) -> None:
             log.warning("eval: the dictionary was trained on %s %s, and is measured on %s", name, there, here)
 
 
+def _told(absorbed: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the facts say of absorption."""
+    if absorbed is None:
+        return {}
+    if not absorbed["is_meaningful"]:
+        return {"absorption": None, "absorption_why_not": absorbed["why_not"]}
+    return {"absorption": absorbed["eval_result_metrics"]["mean"]["mean_full_absorption_score"]}
+
+
 def _write_latents(path: Path, density: "np.ndarray", cosines: "Mapping[str, np.ndarray]") -> None:
     """A row a latent."""
     import numpy as np
@@ -291,7 +279,7 @@ def _write_latents(path: Path, density: "np.ndarray", cosines: "Mapping[str, np.
 
 
 def _once(out: Path, name: str, compute: Callable[[], Mapping[str, Any]]) -> Any:
-    """A part, from what was written of it before a kill, or computed and written down; as JSON has it in either case."""
+    """A part, from what was written of it before a kill, or computed and written down; as JSON has it."""
     path = out / f"{name}{SCRATCH}"
     if not path.exists():
         write_json(path, compute())

@@ -68,10 +68,13 @@ def compare(
 def pca_fvu(
     train: Pairs, held_out: Pairs, k: int, limit: int = 1 << 20, bounds: Sequence[tuple[int, int]] | None = None
 ) -> float:
-    """FVU on `held_out` (on its rows within some bounds, if any) of the best linear map of rank k, fitted to (at most `limit` rows of) `train`.
+    """FVU on `held_out` of the best linear map of rank k, fitted to (at most `limit` rows of) `train`.
 
     It is the linear dictionary with as many active components a row, which a sparse one has to beat:
     the k leading principal components, or for a transcoder the reduced-rank regression of its target.
+
+    Args:
+        bounds: of the rows of `held_out` that count; none: all do.
     """
     shift_x, shift_y = (part.double().mean(0) for part in train.read(0, min(ROWS, train.n_rows)))  # against cancelling
     n, sums = 0, [torch.zeros((), dtype=torch.float64)] * 4
@@ -180,7 +183,7 @@ def _on_kept(new: Float[Tensor, "batch kept d"], skip: int) -> Callable[[Tensor]
 
 
 def _batches(tokens: TokenSplit, contexts: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
-    """Positions of contexts of one length, `[n, length]`, about `batch_tokens` at a time; none that predicts nothing."""
+    """Positions of contexts of one length, `[n, length]`, about `batch_tokens` at a time; of those that predict."""
     lengths = np.diff(tokens.context_starts)[contexts]
     for length in np.unique(lengths[lengths > 1]):
         starts, size = tokens.context_starts[contexts[lengths == length]], max(1, batch_tokens // length)

@@ -21,18 +21,19 @@ MARKS = (("sae_top_1", "", "one latent"), ("sae_top_5", "faint", "five latents")
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def export(core: Mapping[str, Any], probing: Mapping[str, Any], out: Path) -> None:
+def export(core: Mapping[str, Any], probing: Mapping[str, Any], absorbed: Mapping[str, Any] | None, out: Path) -> None:
     """Write `eval.html` into `out`.
 
     Args:
         core, probing: what is in `eval.json` and in `sparse_probing.json`.
+        absorbed: what is in `absorption.json`; none: it was not asked for.
     """
     about = core["sae_cfg_dict"]
     text = (
         _asset("evaluation.html")
         .replace("{{title}}", html.escape(f"Evaluation: {about['type']}, {_places(about)} of {about['model']}"))
         .replace("{{style}}", _asset("atlas.css") + _asset("evaluation.css"))
-        .replace("{{body}}", body(core, probing))
+        .replace("{{body}}", body(core, probing, absorbed))
     )
     write_text(out / "eval.html", text)
 
@@ -44,7 +45,7 @@ def assets_digest() -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
-def body(core: Mapping[str, Any], probing: Mapping[str, Any]) -> str:
+def body(core: Mapping[str, Any], probing: Mapping[str, Any], absorbed: Mapping[str, Any] | None) -> str:
     """What stands between the page's head and its end."""
     sections = [
         _intro(core),
@@ -56,6 +57,7 @@ def body(core: Mapping[str, Any], probing: Mapping[str, Any]) -> str:
             _table(core, OF_LATENTS) + _distributions(core["eval_result_unstructured"]),
         ),
         _section("What a few latents say of labels", _PROBING, _probing(probing["eval_result_unstructured"])),
+        _section("Absorption of first letters", _ABSORPTION, _absorption(absorbed)) if absorbed else "",
         _footer(core),
     ]
     return "\n".join(sections)
@@ -65,6 +67,12 @@ _PROBING = (
     "Each question is asked of as many examples that are so as of examples that are not: a guess is right half the "
     "time. Latents are chosen, by the difference of their means between the two, and logistic regressions fitted, on "
     "documents of the fit split; areas under the ROC curve (AUROC) are of test documents, with 95 % intervals."
+)
+
+_ABSORPTION = (
+    "A latent for words that begin with s is of little use if it is silent on some of them because latents of those "
+    "words write the letter too. Asked of words that a probe of all activations gets right, none of which it was "
+    "fitted on; words stand where they stand in the text."
 )
 
 
@@ -82,7 +90,9 @@ def _intro(core: Mapping[str, Any]) -> str:
     tiles = (
         _tile(core, "reconstruction_quality", "fvu", "unexplained variance"),
         _tile(core, "sparsity", "l0", "active latents a token"),
-        _tile(core, "model_performance_preservation", "ce_loss_score_mean_ablation", "loss recovered, against the mean"),
+        _tile(
+            core, "model_performance_preservation", "ce_loss_score_mean_ablation", "loss recovered, against the mean"
+        ),
         _tile(core, "model_behavior_preservation", "kl_div_with_sae", "KL, nats a token"),
         _tile(core, "misc_metrics", "frac_alive", "of latents live"),
     )
@@ -216,6 +226,35 @@ def _width(probe: str) -> str:
 def _score(score: Mapping[str, Any]) -> str:
     bounds = score["interval"]
     return f"{score['value']:.3f}" + (f"<small>{_interval(bounds, '.2f')}</small>" if bounds else "")
+
+
+def _absorption(found: Mapping[str, Any]) -> str:
+    if not found["is_meaningful"]:
+        return f'<p class="short">Not meaningful here: {html.escape(found["why_not"])}.</p>'
+    pooled = found["eval_result_unstructured"]["over_all_words"]
+    of_all = "; ".join(
+        f"{text} {_number(pooled[name]['value'])} ({_interval(pooled[name]['interval'])})"
+        for name, text in (("full_absorption", "absorbed in full"), ("absorption_fraction", "mean absorbed fraction"))
+    )
+    lines = [
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _letter(detail)) + "</tr>"
+        for detail in found["eval_result_details"]
+        if detail["full_absorption_rate"] is not None
+    ]
+    head = "".join(f"<th>{name}</th>" for name in ("", "probe F1", "words", "latents", "in full", "fraction"))
+    table = f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+    return f"<p>Of all words, with 95 % intervals of words drawn anew: {of_all}.</p>{table}"
+
+
+def _letter(detail: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        detail["first_letter"],
+        _number(detail["probe_f1"]),
+        f"{detail['num_probe_true_positives']:,}",
+        ", ".join(map(str, detail["split_latents"])),
+        _number(detail["full_absorption_rate"]),
+        _number(detail["mean_absorption_fraction"]),
+    )
 
 
 def _footer(core: Mapping[str, Any]) -> str:

@@ -27,9 +27,19 @@ OF_ROWS: tuple[Row, ...] = (
 )
 OF_NETWORK: tuple[Row, ...] = (
     ("model_performance_preservation", "ce_loss_without_sae", "Loss of the network", "nats a token, as it is"),
-    ("model_performance_preservation", "ce_loss_with_sae", "with the reconstruction", "in the place of what is written"),
+    (
+        "model_performance_preservation",
+        "ce_loss_with_sae",
+        "with the reconstruction",
+        "in the place of what is written",
+    ),
     ("model_performance_preservation", "ce_loss_added", "what that adds", "the difference, of the same tokens"),
-    ("model_performance_preservation", "ce_loss_with_mean_ablation", "with the mean", "the site always writes its mean"),
+    (
+        "model_performance_preservation",
+        "ce_loss_with_mean_ablation",
+        "with the mean",
+        "the site always writes its mean",
+    ),
     ("model_performance_preservation", "ce_loss_with_ablation", "with zero", "the site writes nothing"),
     (
         "model_performance_preservation",

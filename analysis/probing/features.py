@@ -44,7 +44,7 @@ def features(dictionary: Dictionary, pairs: Pairs, starts: np.ndarray, stops: np
         )
         own = stretches[first:last]
         mean = csr_matrix((1 / sizes[own], (own - own[0], np.arange(len(own)))))
-        pooled = (mean @ active).tocoo()
+        pooled = coo_matrix(mean @ active)
         parts.append(coo_matrix((pooled.data, (pooled.row + own[0], pooled.col)), shape=(len(starts), n_latents)))
         raw = np.zeros((len(starts), x.shape[1]), dtype=np.float32) if raw is None else raw
         raw[own[0] : own[-1] + 1] += mean @ x.double().numpy()

@@ -37,9 +37,8 @@ def fit(x: Matrix, labels: np.ndarray, C: float = 1.0) -> Probe:
     Args:
         labels: `[n]`, bool, of which some are true and some are not.
     """
-    x = x.astype(np.float64)
     scale = _scale(x)
-    scaled = x @ _diagonal(1 / scale) if isinstance(x, csr_matrix) else x / scale
+    scaled: Matrix = x @ _diagonal(1 / scale) if isinstance(x, csr_matrix) else x / scale  # both in float64
     signs, n = np.where(labels, 1.0, -1.0), len(labels)
 
     def loss(point: np.ndarray) -> tuple[float, np.ndarray]:
@@ -51,7 +50,7 @@ def fit(x: Matrix, labels: np.ndarray, C: float = 1.0) -> Probe:
         gradient = np.append(np.asarray(scaled.T @ pulls) + weights / (C * n), pulls.sum())
         return float(value), gradient
 
-    start = np.zeros(x.shape[1] + 1)
+    start = np.zeros(len(scale) + 1)
     start[-1] = np.log(labels.mean() / (1 - labels.mean()))
     options = {"maxiter": STEPS, "maxfun": 2 * STEPS, "gtol": TOLERANCE, "ftol": 1e-14}
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
@@ -64,7 +63,7 @@ def _scale(x: Matrix) -> np.ndarray:
         mean = np.asarray(x.mean(axis=0)).ravel()
         variance = np.asarray(x.multiply(x).mean(axis=0)).ravel() - mean**2
     else:
-        variance = x.var(axis=0)
+        variance = x.var(axis=0, dtype=np.float64)
     return np.sqrt(np.where(variance > 1e-20, variance, 1.0))
 
 

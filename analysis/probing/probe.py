@@ -76,9 +76,10 @@ def probe(
     """
     drawn = [_Drawn.of(task, settings) for task in tasks]
     ready = [own for own in drawn if own.lacking is None]
-    if ready:
-        learnt = _Shared.of(dictionary, rows("fit"), [own.fit for own in ready])
-        asked = _Shared.of(dictionary, rows("test"), [own.test for own in ready])
+    if not ready:
+        return [_left_out(own) for own in drawn]
+    learnt = _Shared.of(dictionary, rows("fit"), [own.fit for own in ready])
+    asked = _Shared.of(dictionary, rows("test"), [own.test for own in ready])
     return [_left_out(own) if own.lacking is not None else _probed(own, learnt, asked, settings) for own in drawn]
 
 

@@ -1,7 +1,7 @@
 """Labels that any text gives of itself: what a token is, what comes next, where it stands, where its text is from.
 
-A task is two-way: it has *candidates*, and the label is true of some of them. From each split as many examples are drawn
-of either class, so that a guess is right half the time; a hash decides which.
+A task is two-way: it has *candidates*, and the label is true of some of them. From each split as many examples are
+drawn of either class, so that a guess is right half the time; a hash decides which.
 """
 
 import re

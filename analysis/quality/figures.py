@@ -118,16 +118,12 @@ def of_densities(density: np.ndarray) -> dict[str, Figure]:
 
 def plain(figures: Figures) -> dict[str, dict[str, dict[str, Any]]]:
     """As JSON: category → name → value and interval."""
-    return {
-        category: {name: figure.plain() for name, figure in names.items()} for category, names in figures.items()
-    }
+    return {category: {name: figure.plain() for name, figure in names.items()} for category, names in figures.items()}
 
 
 def values(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
     """The numbers of `plain` alone."""
-    return {
-        category: {name: figure["value"] for name, figure in names.items()} for category, names in figures.items()
-    }
+    return {category: {name: figure["value"] for name, figure in names.items()} for category, names in figures.items()}
 
 
 def intervals(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:

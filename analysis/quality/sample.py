@@ -109,4 +109,3 @@ def _begins(positions: np.ndarray, documents: np.ndarray) -> np.ndarray:
     begins = np.ones(len(positions), dtype=bool)
     begins[1:] = (np.diff(documents) != 0) | (np.diff(positions) != 1)
     return begins
-

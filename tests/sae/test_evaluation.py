@@ -81,7 +81,8 @@ def content(box: Box) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in box.path.iterdir() if path.name != ".lock"}
 
 
-def test_all_of_it(make_run, few):
+@pytest.mark.usefixtures("few")
+def test_all_of_it(make_run):
     run = make_run("run")
     box = evaluation.evaluate(run)
     verify(box)
@@ -128,7 +129,8 @@ def test_losses_are_those_of_the_quick_evaluation(make_run):
     )
 
 
-def test_equal_inputs_give_equal_bytes_and_nothing_is_done_twice(make_run, few, monkeypatch):
+@pytest.mark.usefixtures("few")
+def test_equal_inputs_give_equal_bytes_and_nothing_is_done_twice(make_run, monkeypatch):
     run = make_run("one")
     first = evaluation.evaluate(run)
     second = evaluation.evaluate(make_run("two"))
@@ -137,7 +139,8 @@ def test_equal_inputs_give_equal_bytes_and_nothing_is_done_twice(make_run, few, 
     assert evaluation.evaluate(run).digest == first.digest
 
 
-def test_one_that_was_killed_goes_on(make_run, few, monkeypatch):
+@pytest.mark.usefixtures("few")
+def test_one_that_was_killed_goes_on(make_run, monkeypatch):
     whole = content(evaluation.evaluate(make_run("whole")))
     run = make_run("run")
     with monkeypatch.context() as patched:
@@ -152,14 +155,17 @@ def test_less_text_than_was_asked_for_is_taken_and_said(make_run, caplog):
     caplog.set_level("INFO", logger="sae")
     box = evaluation.evaluate(make_run("run", "analysis.eval.probes=[]"))
     n = box.facts["tokens"]
-    assert f"eval: {n:,} held-out tokens of 4 documents: all that there are; 1,000,000 were asked for" in caplog.messages
+    assert (
+        f"eval: {n:,} held-out tokens of 4 documents: all that there are; 1,000,000 were asked for" in caplog.messages
+    )
     assert "1,000,000 tokens were asked for; the test documents have" in (box.path / "eval.html").read_text()
     some = evaluation.evaluate(make_run("some", "analysis.eval.probes=[]", "analysis.eval.tokens=40"))
     assert some.facts["tokens"] <= 40
     assert "were asked for" not in (some.path / "eval.html").read_text()
 
 
-def test_anothers_dictionary(make_run, few, tmp_path, caplog):
+@pytest.mark.usefixtures("few")
+def test_anothers_dictionary(make_run, tmp_path, caplog):
     run, other = make_run("run"), tmp_path / "theirs"
     hub.save(topk(16, seed=1), {"model": "gpt2", "inputs": ["mlp_out.8"]}, other)
     box = evaluation.evaluate(run, other)
@@ -167,7 +173,9 @@ def test_anothers_dictionary(make_run, few, tmp_path, caplog):
     assert box.path.parent == run.out / "evals"
     assert box.facts["fvu"] != evaluation.evaluate(run).facts["fvu"]
     assert "eval: the dictionary was trained on model gpt2, and is measured on tiny" in caplog.messages
-    assert "eval: the dictionary was trained on inputs ['mlp_out.8'], and is measured on ['mlp_out.1']" in caplog.messages
+    assert (
+        "eval: the dictionary was trained on inputs ['mlp_out.8'], and is measured on ['mlp_out.1']" in caplog.messages
+    )
     same = evaluation.evaluate(run, run.dictionary.path)
     own = evaluation.evaluate(run)
     assert content(same)["eval.json"] == content(own)["eval.json"]
@@ -188,7 +196,8 @@ def test_a_dictionary_that_does_not_fit_is_refused(make_run, tmp_path):
     assert not (run.out / "evals").exists()
 
 
-def test_labelled_texts_of_ones_own(make_run, few, tmp_path):
+@pytest.mark.usefixtures("few")
+def test_labelled_texts_of_ones_own(make_run, tmp_path):
     lines = [
         {"text": f"{animal} sat on the mat {i}", "label": animal, "split": ("fit", "test")[i % 2]}
         for i in range(20)

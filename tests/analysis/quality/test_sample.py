@@ -70,7 +70,9 @@ def test_many_documents_are_drawn_a_few_together(monkeypatch):
     found = sample(split_of([5] * 100, 10), 1, 10_000)
     assert found.n_groups == 30
     assert (np.diff(found.groups) >= 0).all()
-    together = {document: group for document, group in zip(found.documents.tolist(), found.groups.tolist(), strict=True)}
+    together = {
+        document: group for document, group in zip(found.documents.tolist(), found.groups.tolist(), strict=True)
+    }
     assert len(together) == 100
     assert np.bincount(list(together.values())).tolist() == pytest.approx([3.33] * 30, abs=0.7)
 
