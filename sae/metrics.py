@@ -99,13 +99,15 @@ class Reconstruction:
         groups: Int[Tensor, " batch"] | None = None,
     ) -> None:
         """Compare some rows; `groups` is the number of each row's group, those of one group side by side."""
+        if len(target) == 0:
+            return
         self.moments.update(target)
         terms = _terms(target.double(), recon.double(), latents)
         if self.centre is not None:
             variance = (target.double() - self.centre.to(target.device, torch.float64)).square().sum(1)
             terms["has_variance"] = variance > 0
             terms["explained"] = _quotient(variance - terms["error"], variance)
-        if self.n_groups is not None and len(target):
+        if self.n_groups is not None:
             self.origin = target.double().mean(0) if self.origin is None else self.origin
             terms["shift"] = target.double() - self.origin
             terms["spread"] = terms["shift"].square().sum(1)
@@ -182,7 +184,7 @@ def _ratios(sums: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def _terms(x: Float[Tensor, "batch d"], x_hat: Float[Tensor, "batch d"], latents: Latents) -> dict[str, Tensor]:
     """What each row adds to the sums."""
     square, recon_square, product = x.square().sum(1), x_hat.square().sum(1), (x * x_hat).sum(1)
-    values = latents.values.detach()
+    values, entries = latents.values.detach(), latents.offsets.diff()
     return {
         "rows": torch.ones_like(square),
         "error": (x - x_hat).square().sum(1),
@@ -194,8 +196,8 @@ def _terms(x: Float[Tensor, "batch d"], x_hat: Float[Tensor, "batch d"], latents
         "is_nonzero": square > 0,
         "norm": square.sqrt(),
         "recon_norm": recon_square.sqrt(),
-        "fired": latents.row_sums((values > 0).double()),
-        "l1": latents.row_sums(values.double()),
+        "fired": torch.segment_reduce((values > 0).double(), "sum", lengths=entries),
+        "l1": torch.segment_reduce(values.double(), "sum", lengths=entries),
     }
 
 
