@@ -1,6 +1,6 @@
 """What can be chosen of the analysis."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -71,9 +71,41 @@ class LabelConfig:
     seed: Natural = 0
 
 
+Question = Literal[
+    "capitalised", "number", "sentence_start", "next_comma", "next_capitalised", "in_quotes", "repeated_name", "source"
+]
+
+
+@config
+class EvalConfig:
+    """How `sae eval` measures a dictionary."""
+
+    tokens: Positive = 1_000_000
+    """Tokens of test documents on which rows are compared with their reconstructions, at most; contexts from all over
+    the text. Never of documents that were trained on: what there is less, is said."""
+    spliced_tokens: Positive = 1_000_000
+    """The same of those on which the reconstruction is spliced into the network; each goes through it four times."""
+    resamples: Positive = 1000
+    """Bootstrap samples of documents behind each 95 % interval."""
+    probes: tuple[Question, ...] = get_args(Question)
+    """Questions that the text itself answers, of tokens and (`source`) of passages, for k-sparse probing."""
+    probe_files: tuple[str, ...] = ()
+    """Labelled texts of one's own to probe for: .csv or .jsonl files with `text`, `label` and, if they like, `split`
+    (`fit` or `test`)."""
+    probe_k: tuple[Positive, ...] = (1, 2, 5, 20)
+    """Of how many latents, and dimensions of the activations, sparse probes are."""
+    probe_examples: Positive = 2000
+    """Examples of either class of a question, for fitting and for scoring, at most."""
+    absorption: bool = True
+    """Whether first letters are asked for, to see how far latents absorb them; no figure is given where the network
+    does not know them."""
+    seed: Natural = 0
+
+
 @config
 class AnalysisConfig:
-    """How features are indexed and labelled."""
+    """How features are indexed and labelled, and a dictionary measured."""
 
     index: IndexConfig = IndexConfig()
     label: LabelConfig = LabelConfig()
+    eval: EvalConfig = EvalConfig()

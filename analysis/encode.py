@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
-from torch import Tensor
 from tqdm import tqdm
 
 from analysis.codes import PartCodes, packed, part_path
@@ -163,7 +162,7 @@ def encode(dictionary: Dictionary, n_latents: int, rows: Pairs, bounds: list[tup
     """The codes of the rows within some bounds, one behind the other."""
     device = dictionary.directions.device
     sizes, latents, values = [], [], []
-    for block in _blocks(rows, bounds):
+    for block, _ in rows.blocks(bounds, ROWS):
         found = dictionary.encode(block.to(device)).fired()
         codes = packed(found.values.cpu().numpy())
         sizes.append(found.offsets.diff().cpu().numpy())
@@ -171,21 +170,6 @@ def encode(dictionary: Dictionary, n_latents: int, rows: Pairs, bounds: list[tup
         values.append(codes)
     offsets = np.append(0, np.cumsum(np.concatenate(sizes)))
     return both_orders(offsets, np.concatenate(latents), np.concatenate(values), n_latents)
-
-
-def _blocks(rows: Pairs, bounds: list[tuple[int, int]]) -> Iterator[Tensor]:
-    """The rows within bounds, `ROWS` at a time."""
-    short = [(at, min(at + ROWS, stop)) for start, stop in bounds for at in range(start, stop, ROWS)]
-    waiting, n_waiting = [], 0
-    for stretch in rows.split.each(short):
-        waiting.append(stretch)
-        n_waiting += len(stretch)
-        while n_waiting >= ROWS:
-            together = torch.cat(waiting) if len(waiting) > 1 else waiting[0]
-            yield rows.pick(together[:ROWS].float())[0]
-            waiting, n_waiting = [together[ROWS:]], n_waiting - ROWS
-    if n_waiting:
-        yield rows.pick(torch.cat(waiting).float())[0]
 
 
 def both_orders(row_offsets: np.ndarray, latents: np.ndarray, values: np.ndarray, n_latents: int) -> PartCodes:

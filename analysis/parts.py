@@ -85,7 +85,14 @@ def runs(part: Part, first_rows: np.ndarray) -> list[tuple[int, int]]:
         first_rows: `[n_contexts]`, where the rows of each context of the split begin.
     """
     starts = first_rows[part.contexts]
-    stops = starts + np.diff(part.row_starts)
+    return merged(starts, starts + np.diff(part.row_starts))
+
+
+def merged(starts: np.ndarray, stops: np.ndarray) -> list[tuple[int, int]]:
+    """Ranges, ascending, of which those that touch are one; none that is empty."""
+    starts, stops = starts[stops > starts], stops[stops > starts]
+    if not len(starts):
+        return []
     breaks = np.flatnonzero(starts[1:] != stops[:-1]) + 1
     return list(zip(starts[np.append(0, breaks)].tolist(), stops[np.append(breaks - 1, -1)].tolist(), strict=True))
 

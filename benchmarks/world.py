@@ -142,7 +142,7 @@ def judge(found: Path, own_error: float, folder: Path) -> dict[str, float]:
         )
         reconstruction.update(acts[start:stop].float(), recon, part)
         recovery.update(features(start, stop), part)
-    error = reconstruction.sums["error"]
+    error = float(reconstruction.sums.total()["error"])
     assert abs(error - own_error) <= AGREE * own_error, f"{found}: error {own_error:.6g} by itself, {error:.6g} by ours"
     figures = reconstruction.result()
     kept = ("l0", "explained_variance", "l2_ratio", "dense_fraction_10pct")

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from sae.commands import browse, build, common, config, convert, export, info, query, subject, sweep
+from sae.commands import browse, build, common, config, convert, evaluate, export, info, query, subject, sweep
 from sae.errors import SaeError
 
 EPILOG = """examples:
@@ -16,6 +16,7 @@ EPILOG = """examples:
   sae run configs/embedded.yaml sae.k=32 train.lr=3e-4 out=runs/k32
   sae train configs/embedded.yaml                      build up to the dictionary, no further
   sae sweep configs/sweep.yaml                         many dictionaries from one pass: a table and a plot
+  sae eval configs/embedded.yaml                       how good is its dictionary? figures, intervals, probes
   sae browse configs/embedded.yaml                     open the atlas of a finished run
   sae config configs/embedded.yaml                     every field, its value and what it means
   sae convert their_folder --to sae --out ours         another package's dictionary, as ours
@@ -24,7 +25,7 @@ A run lives in runs/<name of the config>/ unless out=DIR is given. A stage whose
 changed is not run again; one that was killed goes on where it was. With member=NAME a command is
 about one dictionary of the sweep."""
 
-COMMANDS = (build, sweep, browse, export, query, config, info, convert, subject)
+COMMANDS = (build, evaluate, sweep, browse, export, query, config, info, convert, subject)
 """In the order of the help."""
 
 

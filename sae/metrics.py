@@ -4,10 +4,11 @@ Sums run over all rows in float64; ratios are taken last. A mean of per-batch ra
 how the rows were batched; these do not.
 """
 
-from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,6 +16,10 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from sae.errors import DataError
 from sae.latents import Latents
+from sae.sums import Sums
+
+N = TypeVar("N", float, np.ndarray)
+"""A number, or one for each resample."""
 
 
 @dataclass
@@ -72,22 +77,41 @@ class Reconstruction:
     centre: Float[Tensor, " d"] | None = None
     """Mean of the rows, known beforehand, for `explained_variance_legacy`, of which published figures
     are: a mean of ratios cannot await it. SAELens takes the mean of each batch. None: no such figure."""
+    n_groups: int | None = None
+    """Groups of rows (documents) that are to be resampled; none: they will not be."""
     moments: Moments = field(default_factory=Moments)
-    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """Of the rows' terms, by name."""
+    sums: Sums = field(default_factory=Sums)
+    """Of the rows' terms."""
     counts: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     """Rows in which each latent has fired."""
+    origin: Tensor | None = None
+    """A point amid the rows, about which those of a group are added up: against cancelling."""
+
+    def __post_init__(self) -> None:
+        self.sums = Sums(self.n_groups or 1)
 
     @torch.no_grad()
-    def update(self, target: Float[Tensor, "batch d"], recon: Float[Tensor, "batch d"], latents: Latents) -> None:
+    def update(
+        self,
+        target: Float[Tensor, "batch d"],
+        recon: Float[Tensor, "batch d"],
+        latents: Latents,
+        groups: Int[Tensor, " batch"] | None = None,
+    ) -> None:
+        """Compare some rows; `groups` is the number of each row's group, those of one group side by side."""
+        if len(target) == 0:
+            return
         self.moments.update(target)
-        terms = _terms(target.double(), recon.double())
+        terms = _terms(target.double(), recon.double(), latents)
         if self.centre is not None:
             variance = (target.double() - self.centre.to(target.device, torch.float64)).square().sum(1)
             terms["has_variance"] = variance > 0
             terms["explained"] = _quotient(variance - terms["error"], variance)
-        for name, values in terms.items():
-            self.sums[name] += values.sum().item()
+        if self.n_groups is not None:
+            self.origin = target.double().mean(0) if self.origin is None else self.origin
+            terms["shift"] = target.double() - self.origin
+            terms["spread"] = terms["shift"].square().sum(1)
+        self.sums.add(terms, groups)
         counts = latents.firing_counts().cpu()
         self.counts = counts if len(self.counts) == 0 else self.counts + counts
 
@@ -97,36 +121,72 @@ class Reconstruction:
         Raises:
             DataError: there are no rows.
         """
-        n, sums, counts = self.moments.n_rows, self.sums, self.counts
-        if n == 0:
-            raise DataError("reconstruction: 0 rows were compared: there must be at least one")
-        fvu = _ratio(sums["error"], self.moments.variance)
-        figures = {
+        n, counts = self.moments.n_rows, self.counts
+        return {
             "n_rows": n,
-            "fvu": fvu,
-            "explained_variance": 1 - fvu,
-            "normalised_mse": _ratio(sums["error"], sums["square"]),
-            "cosine": sums["cosine"] / n,
-            "l2_ratio": _ratio(sums["l2_ratio"], sums["is_nonzero"]),
-            "relative_bias": _ratio(sums["recon_square"], sums["product"]),
-            "l0": counts.sum().item() / n,
+            **{name: value for name, value in self.ratios().items() if name not in SIZES},
             "dead_fraction": (counts == 0).double().mean().item(),
             "dense_fraction_1pct": (100 * counts > n).double().mean().item(),
             "dense_fraction_10pct": (10 * counts > n).double().mean().item(),
         }
-        if self.centre is not None:
-            figures["explained_variance_legacy"] = _ratio(sums["explained"], sums["has_variance"])
-        return figures
+
+    def ratios(self) -> dict[str, float]:
+        """Those of the figures that are ratios of sums over rows, and the sizes of what is compared (`SIZES`).
+
+        Raises:
+            DataError: there are no rows.
+        """
+        if self.moments.n_rows == 0:
+            raise DataError("reconstruction: 0 rows were compared: there must be at least one")
+        sums = self.sums.total() | {"variance": np.array(self.moments.variance)}
+        return {name: float(value) for name, value in _ratios(sums).items()}
+
+    def resampled(self, draws: np.ndarray) -> dict[str, np.ndarray]:
+        """The same of each resample of groups, `[n_resamples]`; the variance is about the mean of the resample.
+
+        Args:
+            draws: `[n_resamples, n_groups]`, how often each group is drawn.
+        """
+        sums = self.sums.resampled(draws)
+        sums["variance"] = sums["spread"] - np.square(sums["shift"]).sum(1) / sums["rows"]
+        return _ratios(sums)
 
     def density(self) -> Float[Tensor, " n_latents"]:
         """Share of the rows in which each latent has fired; NaN if there are no rows."""
         return self.counts.double() / self.moments.n_rows
 
 
-def _terms(x: Float[Tensor, "batch d"], x_hat: Float[Tensor, "batch d"]) -> dict[str, Tensor]:
+SIZES = ("mse", "l1", "l2_norm_in", "l2_norm_out")
+"""Means over rows, in the network's units: ||x - x_hat||^2, the sum of the latents' values, ||x||, ||x_hat||."""
+
+
+def _ratios(sums: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Figures from sums over rows: numbers, or one for each resample."""
+    n, fvu = sums["rows"], _ratio(sums["error"], sums["variance"])
+    figures = {
+        "fvu": fvu,
+        "explained_variance": 1 - fvu,
+        "normalised_mse": _ratio(sums["error"], sums["square"]),
+        "cosine": sums["cosine"] / n,
+        "l2_ratio": _ratio(sums["l2_ratio"], sums["is_nonzero"]),
+        "relative_bias": _ratio(sums["recon_square"], sums["product"]),
+        "l0": sums["fired"] / n,
+        "mse": sums["error"] / n,
+        "l1": sums["l1"] / n,
+        "l2_norm_in": sums["norm"] / n,
+        "l2_norm_out": sums["recon_norm"] / n,
+    }
+    if "has_variance" in sums:
+        figures["explained_variance_legacy"] = _ratio(sums["explained"], sums["has_variance"])
+    return figures
+
+
+def _terms(x: Float[Tensor, "batch d"], x_hat: Float[Tensor, "batch d"], latents: Latents) -> dict[str, Tensor]:
     """What each row adds to the sums."""
     square, recon_square, product = x.square().sum(1), x_hat.square().sum(1), (x * x_hat).sum(1)
+    values, entries = latents.values.detach(), latents.offsets.diff()
     return {
+        "rows": torch.ones_like(square),
         "error": (x - x_hat).square().sum(1),
         "square": square,
         "recon_square": recon_square,
@@ -134,6 +194,10 @@ def _terms(x: Float[Tensor, "batch d"], x_hat: Float[Tensor, "batch d"]) -> dict
         "cosine": _quotient(product, (square * recon_square).sqrt()),
         "l2_ratio": _quotient(recon_square, square).sqrt(),
         "is_nonzero": square > 0,
+        "norm": square.sqrt(),
+        "recon_norm": recon_square.sqrt(),
+        "fired": torch.segment_reduce((values > 0).double(), "sum", lengths=entries),
+        "l1": torch.segment_reduce(values.double(), "sum", lengths=entries),
     }
 
 
@@ -142,27 +206,53 @@ def _quotient(part: Float[Tensor, " batch"], whole: Float[Tensor, " batch"]) -> 
     return torch.where(whole == 0, 0.0, part / whole)
 
 
-def _ratio(part: float, whole: float) -> float:
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """`part / whole`; 0 / 0 is 0, and anything else to 0 infinite."""
-    if whole == 0:
-        return 0.0 if part == 0 else part * float("inf")
-    return part / whole
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where((whole == 0) & (part == 0), 0.0, part / whole)
 
 
-def ce_recovered(clean: float, spliced: float, ablated: float) -> float:
+CHANGES = ("spliced", "mean_ablated", "zero_ablated")
+"""What is put in the place of what a network writes."""
+
+
+def ce_recovered(clean: N, spliced: N, ablated: N) -> N:
     """`(ablated - spliced) / (ablated - clean)`: 1 loses nothing, 0 is as bad as ablation.
 
     The three are means, or sums, over the same tokens.
 
     Raises:
-        ZeroDivisionError: the ablation does no harm, so there is nothing to recover.
+        ZeroDivisionError: the ablation does no harm, so there is nothing to recover; not of arrays.
     """
     return (ablated - spliced) / (ablated - clean)
 
 
-def kl_recovered(spliced: float, ablated: float) -> float:
+def kl_recovered(spliced: N, ablated: N) -> N:
     """`1 - spliced / ablated`, of KL divergences from the clean network: as `ce_recovered`."""
-    return ce_recovered(0.0, spliced, ablated)
+    return (ablated - spliced) / ablated
+
+
+def splice_figures(sums: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of a spliced network from sums over its tokens (`train.evaluate.spliced`): numbers, or one for each
+    resample.
+
+    Ablation by the mean is the strict one and gives `ce_recovered`; ablation by zero is reported beside it.
+
+    Raises:
+        ZeroDivisionError: the ablation does no harm; not of arrays.
+    """
+    n = sums["tokens"]
+    ce = {name: sums[name] / n for name in ("clean", *CHANGES)}
+    kl = {name: sums[f"kl_{name}"] / n for name in CHANGES}
+    return {
+        "ce": ce,
+        "kl": kl["spliced"],
+        "kl_mean_ablated": kl["mean_ablated"],
+        "kl_recovered": kl_recovered(kl["spliced"], kl["mean_ablated"]),
+        "ce_recovered": ce_recovered(ce["clean"], ce["spliced"], ce["mean_ablated"]),
+        "ce_recovered_zero": ce_recovered(ce["clean"], ce["spliced"], ce["zero_ablated"]),
+        "tokens": n,
+    }
 
 
 def kl_divergence(

@@ -67,6 +67,12 @@ class Run:
     def _stage(
         self, name: str, inputs: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]], is_shared: bool = False
     ) -> Box:
+        return self.stage(name, {**inputs, "version": VERSIONS[name]}, build, is_shared)
+
+    def stage(
+        self, name: str, inputs: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]], is_shared: bool = False
+    ) -> Box:
+        """A box of this run's folder, one that the run is finished without too."""
         return _stages([self], name, [inputs], lambda paths: [build(paths[0])], is_shared)[0]
 
     @cached_property
@@ -341,6 +347,7 @@ def dictionaries(runs: Sequence[Run]) -> list[Box]:
             "train": {k: v for k, v in to_json(run.cfg.train).items() if k not in HOW}
             | {"precision": resolve_precision(run.cfg.train.precision, first.subject.device)},
             "seed": run.cfg.seed,
+            "version": VERSIONS["dictionary"],
         }
         for run in runs
     ]
@@ -370,8 +377,7 @@ def _stages(
         built.extend(paths)
         return build(paths)
 
-    versioned = [{**each, "version": VERSIONS[name]} for each in inputs]
-    boxes = stages({run.out / name: each for run, each in zip(runs, versioned, strict=True)}, timed, is_shared)
+    boxes = stages({run.out / name: each for run, each in zip(runs, inputs, strict=True)}, timed, is_shared)
     for run in runs:
         times = run.out / "seconds.json"
         recorded = read_json(times) if times.exists() else {}

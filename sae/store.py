@@ -166,6 +166,22 @@ class Pairs:
         """Rows `start:stop` of both."""
         return self.pick(self.split.read(start, stop))
 
+    def blocks(
+        self, bounds: Sequence[tuple[int, int]], size: int
+    ) -> Iterator[tuple[Float[Tensor, "rows d_in"], Float[Tensor, "rows d_out"]]]:
+        """Both of the rows within some bounds, one stretch after the other, `size` rows at a time."""
+        short = [(at, min(at + size, stop)) for start, stop in bounds for at in range(start, stop, size)]
+        waiting, n_waiting = list[Tensor](), 0
+        for stretch in self.split.each(short):
+            waiting.append(stretch)
+            n_waiting += len(stretch)
+            while n_waiting >= size:
+                together = torch.cat(waiting) if len(waiting) > 1 else waiting[0]
+                yield self.pick(together[:size].float())
+                waiting, n_waiting = [together[size:]], n_waiting - size
+        if n_waiting:
+            yield self.pick(torch.cat(waiting).float())
+
     def pick(self, rows: Float[Tensor, "rows d"]) -> tuple[Float[Tensor, "rows d_in"], Float[Tensor, "rows d_out"]]:
         """Both out of rows of the whole split."""
         x = self._columns(rows, self.places.inputs)

@@ -68,6 +68,22 @@ def test_mistakes_about_a_sweep_are_told_before_any_work(tmp_path: Path) -> None
     assert not (tmp_path / "run" / "tokens").exists()
 
 
+def test_mistakes_about_an_evaluation_are_told_at_once(tmp_path: Path) -> None:
+    out = f"out={tmp_path / 'run'}"
+    refused = {
+        ("analysis.eval.tokens=0",): ("configs/smoke.yaml: analysis.eval.tokens = 0: must be greater than 0"),
+        ("analysis.eval.probes=[rhyme]",): (
+            "configs/smoke.yaml: analysis.eval.probes.0 = 'rhyme': must be 'capitalised', 'number', 'sentence_start', "
+            "'next_comma', 'next_capitalised', 'in_quotes', 'repeated_name' or 'source'"
+        ),
+        ("--dictionary", str(tmp_path)): f"{tmp_path / 'dictionary.json'}: no such file",
+    }
+    for arguments, message in refused.items():
+        done = sae("eval", "configs/smoke.yaml", out, *arguments)
+        assert (done.returncode, done.stderr) == (2, f"sae: {message}\n")
+    assert not (tmp_path / "run" / "tokens").exists()
+
+
 def test_config_prints_one_dictionary_of_a_sweep() -> None:
     said = sae("config", "configs/sweep.yaml", "member=batchtopk,k=16").stdout
     assert "  type: batchtopk\n" in said

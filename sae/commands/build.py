@@ -16,11 +16,6 @@ STAGES: dict[str, tuple[str, str, str]] = {
         "train a dictionary on harvested activations",
         "sae train configs/embedded.yaml sae.n_latents=8192 out=runs/wide",
     ),
-    "eval": (
-        "evaluation",
-        "measure a dictionary on held-out documents and in the network",
-        "sae eval configs/embedded.yaml",
-    ),
     "index": (
         "index",
         "collect examples, statistics and neighbours of every latent",

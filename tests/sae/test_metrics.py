@@ -7,6 +7,7 @@ definition in use elsewhere, which ours must not return.
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -25,6 +26,7 @@ from sae.metrics import (
     kl_divergence,
     kl_recovered,
     nearest_cosines,
+    splice_figures,
 )
 
 BATCHES = pytest.mark.parametrize("batch", [1, 2, 3, 4])
@@ -474,3 +476,50 @@ def test_encoder_cosines():
         torch.tensor([[-1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]),
     )
     assert encoder_cosines(W_enc, W_dec).tolist() == pytest.approx([-1.0, 0.6, 0.0])
+
+
+# --- resamples of documents ---
+
+
+def test_a_resample_is_the_figure_of_the_rows_that_were_drawn():
+    """Documents of 3, 1 and 4 rows, drawn (1, 1, 1), (2, 0, 1) and (0, 3, 0) times: figures of those rows, repeated."""
+    generator = torch.Generator().manual_seed(3)
+    x, recon = (5 + torch.randn(8, 4, generator=generator) for _ in range(2))
+    dense, documents = torch.randn(8, 6, generator=generator), torch.tensor([0, 0, 0, 1, 2, 2, 2, 2])
+    centre = torch.full((4,), 5.0, dtype=torch.float64)
+    figures = Reconstruction(centre, n_groups=3)
+    for part in (slice(0, 2), slice(2, 8)):
+        figures.update(x[part], recon[part], sparse(dense[part]), documents[part])
+    draws = np.array([[1.0, 1, 1], [2, 0, 1], [0, 3, 0]])
+    found = figures.resampled(draws)
+    for number, drawn in enumerate(draws):
+        again = Reconstruction(centre)
+        for document, times in enumerate(drawn):
+            own = documents == document
+            for _ in range(int(times)):
+                again.update(x[own], recon[own], sparse(dense[own]))
+        for name, value in again.ratios().items():
+            if number == 2 and name in ("fvu", "explained_variance"):
+                continue  # one row three times has no variance
+            assert found[name][number] == pytest.approx(value, rel=1e-9), name
+    assert {name: values[0] for name, values in found.items()} == pytest.approx(figures.ratios(), rel=1e-12)
+
+
+def test_sizes_by_hand():
+    # errors 25 + 0; norms 5, 13 and 0, 13; latents 2 + 1 in the first row, 3 in the second
+    figures = Reconstruction()
+    x, recon = torch.tensor([[3.0, 4.0], [5.0, 12.0]]), torch.tensor([[0.0, 0.0], [5.0, 12.0]])
+    figures.update(x, recon, sparse(torch.tensor([[2.0, 1.0], [0.0, 3.0]])))
+    sizes = {name: figures.ratios()[name] for name in ("mse", "l1", "l2_norm_in", "l2_norm_out")}
+    assert sizes == {"mse": 12.5, "l1": 3.0, "l2_norm_in": 9.0, "l2_norm_out": 6.5}
+
+
+def test_figures_of_a_spliced_network_by_hand():
+    sums = {"tokens": 4.0, "clean": 8.0, "spliced": 10.0, "mean_ablated": 16.0, "zero_ablated": 28.0}
+    sums |= {"kl_spliced": 1.0, "kl_mean_ablated": 4.0, "kl_zero_ablated": 8.0}
+    figures = splice_figures(sums)
+    assert figures["ce"] == {"clean": 2, "spliced": 2.5, "mean_ablated": 4, "zero_ablated": 7}
+    assert (figures["kl"], figures["kl_mean_ablated"], figures["kl_recovered"]) == (0.25, 1, 0.75)
+    assert (figures["ce_recovered"], figures["ce_recovered_zero"]) == (0.75, 0.9)
+    drawn = splice_figures({name: np.array([value, 2 * value]) for name, value in sums.items()})
+    assert drawn["ce_recovered"].tolist() == [0.75, 0.75]

@@ -10,6 +10,7 @@ from sae.architectures.configs import TopKConfig
 from sae.architectures.topk import TopKSAE
 from sae.dictionary import Dictionary, InputStats, Shape, Step
 from sae.latents import Latents
+from sae.metrics import Reconstruction
 from sae.model import Subject
 from sae.scaling import SiteStats
 from sae.store import Pairs, Places
@@ -263,3 +264,43 @@ def test_a_transcoder_writes_at_its_target(subject, token_store, activation_stor
     assert figures["ce"]["spliced"] == figures["ce"]["mean_ablated"]
     plain = splice(subject, Basis(16, 0.0, mean), mean, token_store)
     assert figures["ce"]["mean_ablated"] == plain["ce"]["mean_ablated"]
+
+
+# --- by document ---
+
+
+def test_chosen_rows_in_groups(rows):
+    """Rows 2:5 and 8:11 of the split, of groups 0 0 0 1 1 1."""
+    bounds, groups = [(2, 5), (8, 11)], torch.tensor([0, 0, 0, 1, 1, 1])
+    figures = Reconstruction(n_groups=2)
+    evaluate.compare(Basis(16, gain=0.5), rows, bounds, figures, CPU, groups)
+    x = torch.cat([rows.read(*bound)[0] for bound in bounds]).double()
+    lost = (0.5 * x).square().sum(1).view(2, 3).sum(1)
+    assert figures.sums.by_group["error"].tolist() == pytest.approx(lost.tolist(), rel=1e-6)
+    assert figures.moments.n_rows == 6
+
+
+def test_a_rival_on_some_rows_only(activation_store, rows):
+    train = activation_store.pairs(AT, "train")
+    some = evaluate.pca_fvu(train, rows, 3, bounds=[(0, 20)])
+    assert some != evaluate.pca_fvu(train, rows, 3) == evaluate.pca_fvu(train, rows, 3, bounds=[(0, rows.n_rows)])
+
+
+def test_losses_belong_to_the_document_of_the_token_that_is_predicted(subject, token_store, mean):
+    split = token_store.split("test")
+    contexts, documents = np.arange(split.n_contexts), split.locate(np.arange(len(split.tokens)))[0]
+    sums = evaluate.spliced(
+        subject, Basis(16, gain=0.5), AT, {SITE: mean}, split, 1, 64, contexts, torch.from_numpy(documents)
+    )
+    n, clean = np.zeros(4), np.zeros(4)
+    for start, stop in zip(split.context_starts[:-1], split.context_starts[1:], strict=True):
+        ids = torch.from_numpy(split.tokens[start:stop].astype(np.int64))[None]
+        losses = cross_entropy(subject.model(input_ids=ids).logits[0, :-1].double(), ids[0, 1:], reduction="none")
+        np.add.at(n, documents[start + 1 : stop], 1)
+        np.add.at(clean, documents[start + 1 : stop], losses.numpy())
+    assert sums.by_group["tokens"].tolist() == n.tolist()
+    assert sums.by_group["clean"].tolist() == pytest.approx(clean.tolist(), rel=1e-5)
+    assert len(set(np.diff(split.context_starts))) > 1, "the last context is shorter, and counts"
+    whole = evaluate.spliced(subject, Basis(16, gain=0.5), AT, {SITE: mean}, split, 1, 1000, contexts)
+    for name, total in whole.total().items():
+        assert sums.total()[name] == pytest.approx(total, rel=1e-5), name
