@@ -65,7 +65,8 @@ def test_frequent_latents_are_added_up_in_parts(monkeypatch, segment, n_latents)
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [3, 18])
 def test_the_edge_of_a_batch_lies_in_the_lower_bits_too(kind, rows):
-    """Of numbers that differ in their lower bits only, and of as many rows as share counts."""
+    """Of numbers that differ in their lower bits only, and of as many rows as share counts, each of which matters."""
+    check_largest_of_batch(OWN, strengths(0, rows, 300, kind).to(GPU), 21 * rows)
     steps = torch.randint(0, 4, (rows, 300), generator=torch.Generator().manual_seed(0))
     check_largest_of_batch(OWN, (1 + steps * 2.0**-20).to(kind).to(GPU), 21 * rows)
     check_largest_of_batch(OWN, (1 + steps * 2.0**-7).to(kind).to(GPU), 21 * rows)
