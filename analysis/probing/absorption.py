@@ -16,7 +16,7 @@ reach `LEAST_F1` on words it has not seen are left out, and if few are left the 
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from string import ascii_lowercase
 from typing import Any
 
@@ -97,17 +97,21 @@ def absorption(
     found = {
         split: features(dictionary, rows[split], words[split].rows, words[split].rows + 1) for split in ("fit", "test")
     }
-    letters = [_letter(letter, dictionary, found, words) for letter in ascii_lowercase]
-    asked = [letter for letter in letters if letter is not None]
-    known = [letter for letter in asked if letter.is_known]
-    if len(known) < FEWEST_LETTERS:
-        best = max((letter.f1 for letter in asked), default=0.0)
+    is_it = {letter: {split: own.letters == letter for split, own in words.items()} for letter in ascii_lowercase}
+    there = [letter for letter, of in is_it.items() if all(own.any() and not own.all() for own in of.values())]
+    letters = [_spelt(letter, found, is_it[letter]) for letter in there]
+    n_known = sum(letter.is_known for letter in letters)
+    if n_known < FEWEST_LETTERS:
         why = (
             f"a probe of all activations knows the first letter of words it has not seen, with an F1 of {LEAST_F1} at "
-            f"least, for {len(known)} of {len(asked)} letters (the best has {best:.2f}); {FEWEST_LETTERS} are needed"
+            f"least, for {n_known} of {len(letters)} letters (the best has "
+            f"{max((letter.f1 for letter in letters), default=0.0):.2f}); {FEWEST_LETTERS} are needed"
         )
-        return _record(asked, why)
-    return _record(asked, None, _pooled(known, int(words["test"].words.max()) + 1, n_resamples, seed))
+        return _record(letters, why)
+    asked = [
+        _absorbed(letter, dictionary, found, is_it[letter.letter]) if letter.is_known else letter for letter in letters
+    ]
+    return _record(asked, None, _pooled(asked, words["test"].words, n_resamples, seed))
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,51 +119,53 @@ class Letter:
     """What became of one letter."""
 
     letter: str
+    direction: np.ndarray
+    """`[d]`, of norm 1: of the probe of all activations."""
     f1: float
-    """Of the probe of all activations, on words it has not seen."""
-    split: np.ndarray
+    """Of that probe, on words it has not seen."""
+    right: np.ndarray
+    """`[n]`: the test words with this letter that the probe gets right."""
+    split: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """Its latents."""
-    words: np.ndarray
-    """`[n]`: of the test words that the probe gets right."""
-    is_absorbed: np.ndarray
-    """`[n]`, bool."""
-    fractions: np.ndarray
-    """`[n]`."""
+    is_absorbed: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    """`[n]`, of a letter that is known."""
+    fractions: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     @property
     def is_known(self) -> bool:
-        return self.f1 >= LEAST_F1 and len(self.words) > 0
+        return self.f1 >= LEAST_F1 and len(self.right) > 0
 
     def detail(self) -> dict[str, Any]:
         """Under SAEBench's names."""
-        known = self.is_known
+        is_asked = len(self.is_absorbed) > 0
         return {
             "first_letter": self.letter,
             "probe_f1": self.f1,
-            "num_probe_true_positives": len(self.words),
+            "num_probe_true_positives": len(self.right),
             "num_split_features": len(self.split),
             "split_latents": self.split.tolist(),
             "num_full_absorption": int(self.is_absorbed.sum()),
-            "full_absorption_rate": float(self.is_absorbed.mean()) if known else None,
-            "mean_absorption_fraction": float(self.fractions.mean()) if known else None,
+            "full_absorption_rate": float(self.is_absorbed.mean()) if is_asked else None,
+            "mean_absorption_fraction": float(self.fractions.mean()) if is_asked else None,
         }
 
 
-def _letter(
-    letter: str, dictionary: Dictionary, found: Mapping[str, Features], words: Mapping[str, Words]
-) -> Letter | None:
-    """None: no words begin with it."""
-    is_it = {split: own.letters == letter for split, own in words.items()}
-    if not all(own.any() and not own.all() for own in is_it.values()):
-        return None
-    learnt, asked = found["fit"], found["test"]
-    probe = logistic.fit(learnt.raw, is_it["fit"])
-    margins = probe.margins(asked.raw)
-    split = _split_latents(found, is_it)
-    right = np.flatnonzero((margins > 0) & is_it["test"])
-    direction = probe.weights / np.linalg.norm(probe.weights)
-    is_absorbed, fractions = absorbed(dictionary, direction, split, asked.latents[right], asked.raw[right])
-    return Letter(letter, _f1(margins, is_it["test"]), split, words["test"].words[right], is_absorbed, fractions)
+def _spelt(letter: str, found: Mapping[str, Features], is_it: Mapping[str, np.ndarray]) -> Letter:
+    """How far a probe of all activations knows a letter."""
+    probe = logistic.fit(found["fit"].raw, is_it["fit"])
+    margins = probe.margins(found["test"].raw)
+    direction = probe.weights / max(float(np.linalg.norm(probe.weights)), 1e-12)
+    return Letter(letter, direction, _f1(margins, is_it["test"]), np.flatnonzero((margins > 0) & is_it["test"]))
+
+
+def _absorbed(
+    letter: Letter, dictionary: Dictionary, found: Mapping[str, Features], is_it: Mapping[str, np.ndarray]
+) -> Letter:
+    split, asked = _split_latents(found, is_it), found["test"]
+    full, fractions = absorbed(
+        dictionary, letter.direction, split, asked.latents[letter.right], asked.raw[letter.right]
+    )
+    return replace(letter, split=split, is_absorbed=full, fractions=fractions)
 
 
 def absorbed(
@@ -210,14 +216,18 @@ def _f1(margins: np.ndarray, labels: np.ndarray) -> float:
     return float(weighted(margins, labels, np.ones((1, len(labels))))["f1"][0])
 
 
-def _pooled(letters: Sequence[Letter], n_words: int, n_resamples: int, seed: int) -> dict[str, Any]:
-    """Rates over the words of all letters together, with intervals of words drawn anew."""
-    words = np.concatenate([letter.words for letter in letters])
-    draws = resamples(n_words, n_resamples, seed)
-    n = np.bincount(words, minlength=n_words)
+def _pooled(letters: Sequence[Letter], words: np.ndarray, n_resamples: int, seed: int) -> dict[str, Any]:
+    """Rates over the words of all letters together, with intervals of words drawn anew.
+
+    Args:
+        words: of the test words, the number of each.
+    """
+    known = [letter for letter in letters if letter.is_known]
+    own, n_words = words[np.concatenate([letter.right for letter in known])], int(words.max()) + 1
+    draws, n = resamples(n_words, n_resamples, seed), np.bincount(own, minlength=n_words)
     rates = {}
     for name, values in (("full_absorption", "is_absorbed"), ("absorption_fraction", "fractions")):
-        sums = np.bincount(words, np.concatenate([getattr(letter, values) for letter in letters]), n_words)
+        sums = np.bincount(own, np.concatenate([getattr(letter, values) for letter in known]), n_words)
         with np.errstate(divide="ignore", invalid="ignore"):
             low, high = interval((draws @ sums) / (draws @ n))
         rates[name] = {"value": float(sums.sum() / n.sum()), "interval": [low, high]}
@@ -226,7 +236,7 @@ def _pooled(letters: Sequence[Letter], n_words: int, n_resamples: int, seed: int
 
 def _record(letters: Sequence[Letter], why_not: str | None, pooled: Mapping[str, Any] | None = None) -> dict[str, Any]:
     details = [letter.detail() for letter in letters]
-    known = [detail for letter, detail in zip(letters, details, strict=True) if letter.is_known]
+    known = [detail for detail in details if detail["full_absorption_rate"] is not None]
     means: dict[str, float] = {}
     if why_not is None:
         for name, column in (
