@@ -248,7 +248,7 @@ def splice_figures(sums: Mapping[str, Any]) -> dict[str, Any]:
         "ce": ce,
         "kl": kl["spliced"],
         "kl_mean_ablated": kl["mean_ablated"],
-        "kl_recovered": kl_recovered(kl["spliced"], kl["mean_ablated"]),
+        "kl_recovered": kl_recovered(sums["kl_spliced"], sums["kl_mean_ablated"]),
         "ce_recovered": ce_recovered(ce["clean"], ce["spliced"], ce["mean_ablated"]),
         "ce_recovered_zero": ce_recovered(ce["clean"], ce["spliced"], ce["zero_ablated"]),
         "tokens": n,
