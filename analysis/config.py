@@ -92,7 +92,7 @@ class EvalConfig:
     probe_files: tuple[str, ...] = ()
     """Labelled texts of one's own to probe for: .csv or .jsonl files with `text`, `label` and, if they like, `split`
     (`fit` or `test`)."""
-    probe_k: tuple[Positive, ...] = (1, 2, 5, 20)
+    probe_k: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 5, 20)
     """Of how many latents, and dimensions of the activations, sparse probes are."""
     probe_examples: Positive = 2000
     """Examples of either class of a question, for fitting and for scoring, at most."""
