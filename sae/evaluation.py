@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae.config import to_json
-from sae.errors import ConfigError
+from sae.errors import ConfigError, StoreError
 from sae.files import digest_json, publish, read_json, sha256_file, write_json
 from sae.run import Run
 from sae.stage import SCRATCH, Box
@@ -51,7 +51,7 @@ def evaluate(run: Run, given: Path | None = None) -> Box:
     Raises:
         ConfigError: that one does not fit the sites of the run.
         DataError: a file of labelled texts is missing or wrong.
-        StoreError, FormatError: as `sae.hub.load`.
+        StoreError, FormatError: there is none, or as `sae.hub.load`.
     """
     from analysis.export.evaluation import assets_digest
     from analysis.probing import texts
@@ -60,11 +60,15 @@ def evaluate(run: Run, given: Path | None = None) -> Box:
     cfg = run.cfg.analysis.eval
     for file in cfg.probe_files:  # a mistake is told before any work
         texts.read(Path(file))
-    folder = run.dictionary.path if given is None else hub.find(given) or given
+    folder = run.dictionary.path if given is None else hub.find(given)
+    if folder is None:
+        raise StoreError(
+            f"--dictionary {given}: holds no {hub.JSON}; another package's becomes ours by: sae convert {given} "
+            "--to sae --out DIR"
+        )
     if given is None:
         digest, name = run.dictionary.digest, "eval"
     else:
-        hub.facts(folder)  # what is no dictionary is told before anything is made of it
         digest = digest_json({file: sha256_file(folder / file) for file in (hub.JSON, hub.TENSORS)})
         name = f"evals/{folder.resolve().name}-{digest[:8]}"
     evaluation = Evaluation(run, folder)

@@ -76,7 +76,10 @@ def test_mistakes_about_an_evaluation_are_told_at_once(tmp_path: Path) -> None:
             "configs/smoke.yaml: analysis.eval.probes.0 = 'rhyme': must be 'capitalised', 'number', 'sentence_start', "
             "'next_comma', 'next_capitalised', 'in_quotes', 'repeated_name' or 'source'"
         ),
-        ("--dictionary", str(tmp_path)): f"{tmp_path / 'dictionary.json'}: no such file",
+        ("--dictionary", str(tmp_path)): (
+            f"--dictionary {tmp_path}: holds no dictionary.json; another package's becomes ours by: sae convert "
+            f"{tmp_path} --to sae --out DIR"
+        ),
     }
     for arguments, message in refused.items():
         done = sae("eval", "configs/smoke.yaml", out, *arguments)

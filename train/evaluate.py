@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import log_softmax
+from tqdm import tqdm
 
 from sae import memory, sites
 from sae.dictionary import Dictionary
@@ -16,6 +17,7 @@ from sae.metrics import CHANGES, Moments, Reconstruction, kl_divergence, splice_
 from sae.model import Subject
 from sae.store import Pairs, Places
 from sae.sums import Sums
+from sae.team import current
 from sae.tokens import TokenSplit
 
 ROWS = 8192  # rows at a time
@@ -152,6 +154,8 @@ def spliced(
     widths = [len(means[name]) for name in places.written]
     sums = Sums(1 if groups is None else int(groups.max()) + 1)
     batch_tokens = min(batch_tokens, MAX_LOGITS // len(subject.tokenizer))
+    n_tokens, is_hidden = int(np.diff(tokens.context_starts)[contexts].sum()), not current().is_main
+    progress = tqdm(total=n_tokens, unit="tok", unit_scale=True, desc="splice", mininterval=1.0, disable=is_hidden)
     for positions in _batches(tokens, contexts, batch_tokens):
         ids = torch.from_numpy(tokens.tokens[positions].astype("int64")).to(subject.device)
         with subject.autocast(), sites.kept(subject.model, read) as found:
@@ -169,6 +173,8 @@ def spliced(
         terms["tokens"] = torch.ones_like(terms["clean"])
         predicted = None if groups is None else groups[positions[:, 1:].reshape(-1)]
         sums.add({name: term.flatten() for name, term in terms.items()}, predicted)
+        progress.update(positions.size)
+    progress.close()
     return sums
 
 
