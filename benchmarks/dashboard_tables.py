@@ -32,7 +32,14 @@ def section(figures: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     """
     lines = [ABOUT]
     for name, case in figures["cases"].items():
-        lines += [f"### {name}, {_about(case)}\n", *table(COLUMNS, _rows(case)), "", *_parts(case), "", origins[name]]
+        lines += [
+            f"### {name}, {_about(case)}\n",
+            *table(COLUMNS, _rows(case)),
+            "",
+            *(f"- {part}" for part in _parts(case)),
+            "",
+            origins[name],
+        ]
     return "\n".join(lines)
 
 
@@ -89,14 +96,14 @@ def _parts(case: Mapping[str, Any]) -> Iterator[str]:
     tokens = max(map(int, measured[OURS]))
     ours = measured[OURS][str(tokens)]
     stages = ours["stages"]
-    shares = " and ".join(
-        f"{(stages['codes'][kind] + stages['index'][kind]) / alone(ours, tokens, kind):.2f}{said}"
-        for kind, said in (("seconds", ""), ("cpu_seconds", " by CPU seconds"))
+    share, busy_share = (
+        f"{(stages['codes'][kind] + stages['index'][kind]) / alone(ours, tokens, kind):.2f}"
+        for kind in ("seconds", "cpu_seconds")
     )
     yield (
         f"sae-atlas on {tokens:,} tokens: activations {_seconds(stages['activations'])}, codes "
         f"{_seconds(stages['codes'])}, index {_seconds(stages['index'])}. Encoding the rows and keeping nothing takes "
-        f"{alone(ours, tokens):,.0f} s; codes and index together are {shares} of that."
+        f"{alone(ours, tokens):,.0f} s; codes and index together {share} times that ({busy_share} by CPU seconds)."
     )
     if SAEDASHBOARD in measured:
         most = max(measured[SAEDASHBOARD], key=int)

@@ -124,7 +124,7 @@ def test_the_section_says_what_was_measured_and_what_was_computed():
         "| sae-atlas, without the index | 800 | all | 120 | 240 | 7 | 1.0× | 1.0× | 1,200 MB |",
         "| delphi | 800 | all (100 and 200 tokens) | ≈ 450 | ≈ 900 | ≈ 2 | ≈ 3.8× | ≈ 3.8× | ≈ 8,000 MB |",
     ]
-    assert "codes and index together are 1.50 and 1.50 by CPU seconds of that." in text
+    assert "codes and index together 1.50 times that (1.50 by CPU seconds)." in text
     assert "delphi's cache grew by 1,000 MB from 100 to 200 tokens." in text
     assert "<sub>origin</sub>" in text
 
