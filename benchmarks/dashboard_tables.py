@@ -31,7 +31,7 @@ def section(figures: Mapping[str, Any], origins: Mapping[str, str]) -> str:
         origins: what is said under a case's table.
     """
     lines = [ABOUT]
-    for name, case in figures["cases"].items():
+    for name, case in sorted(figures["cases"].items(), key=lambda item: item[1]["n_latents"]):
         lines += [
             f"### {name}, {_about(case)}\n",
             *table(COLUMNS, _rows(case)),

@@ -65,7 +65,7 @@ class Case:
 
 
 CASES = {
-    "4,096 latents": Case(4096, True, 3, 256, 2944, (256, 1024)),
+    "4,096 latents": Case(4096, True, 3, 256, 2944, (64, 256)),
     "24,576 latents": Case(24_576, False, 0, 128, 8192, (128, 512)),
 }
 SMOKE = {"smoke": Case(256, False, 0, 32, 96, (32, 64))}
