@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := pyproject.toml constraints.txt
-PEERS := saelens dictionary_learning sparsify
+PEERS := saelens dictionary_learning sparsify saedashboard delphi
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: atlas test quick lint bench peers clean
@@ -49,6 +49,8 @@ $(VENV)/installed-dev: $(VENV)/installed
 .peers/%/installed: benchmarks/peers/%.txt
 	$(PYTHON) -m venv .peers/$*
 	.peers/$*/bin/python -m pip install --quiet --requirement $<
-	# nnsight names it, nothing here uses it, and beside a CPU build of torch it breaks the import of transformers
+	for bare in $(wildcard benchmarks/peers/$*.bare.txt); do \
+		.peers/$*/bin/python -m pip install --quiet --no-deps --requirement $$bare; done
+	# some name it, nothing here uses it, and beside a CPU build of torch it breaks the import of transformers
 	.peers/$*/bin/python -m pip uninstall --quiet --yes torchvision
 	touch $@

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import dictionary_learning, plain, sae_atlas, saelens, sparsify
+from benchmarks.peers import delphi, dictionary_learning, plain, sae_atlas, saedashboard, saelens, sparsify
+from benchmarks.peers.dashboarding import DashboardJob
 from benchmarks.peers.exchange import Job, measure
 from benchmarks.peers.harvesting import HarvestJob
 from benchmarks.peers.sae_atlas import PLAIN
@@ -19,6 +20,8 @@ ADAPTERS = {OURS: sae_atlas, "SAELens": saelens, "dictionary_learning": dictiona
 """Those that train."""
 HOOK = "transformers"
 """No framework but a hook on the model: `benchmarks/peers/plain.py`."""
+PROGRAMS = {**ADAPTERS, HOOK: plain, "SAEDashboard": saedashboard, "delphi": delphi}
+TASKS = {Job: "train", HarvestJob: "harvest", DashboardJob: "dashboards"}
 
 
 def settings(framework: str, architecture: str, knob: float, n_latents: int, steps: int) -> dict[str, Any]:
@@ -35,7 +38,7 @@ def here(framework: str, job: Job) -> dict[str, Any]:
     return measure(job, adapter.train, adapter.versions)
 
 
-def launch(framework: str, job: Job | HarvestJob) -> dict[str, Any]:
+def launch(framework: str, job: Job | HarvestJob | DashboardJob) -> dict[str, Any]:
     """Do a job in the framework's own process and environment; returns the facts of that process.
 
     Raises:
@@ -45,9 +48,7 @@ def launch(framework: str, job: Job | HarvestJob) -> dict[str, Any]:
     job.write(path)
     is_ours = framework in (OURS, HOOK)
     python = sys.executable if is_ours else ROOT / ".peers" / framework.lower() / "bin" / "python"
-    adapter = plain if framework == HOOK else ADAPTERS[framework]
-    task = "train" if isinstance(job, Job) else "harvest"
-    command = [str(python), "-m", adapter.__name__, task, str(path)]
+    command = [str(python), "-m", PROGRAMS[framework].__name__, TASKS[type(job)], str(path)]
     settings = {"WANDB_MODE": "disabled"} | ({"SAE_KERNELS": "torch"} if job.mode == PLAIN else {})
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, **settings})
     return read_json(Path(job.out) / "facts.json")

@@ -1,12 +1,13 @@
 """The index: its time beside that of encoding alone, its memory as tokens grow, and how long questions take.
 
-python -m benchmarks.index [--latents 4096 24576] [--tokens 1_000_000] [--grown 10_000_000] [--run DIR] [--smoke]
+python -m benchmarks.index [--latents 4096 24576] [--d-in 768] [--tokens 1_000_000] [--grown 10_000_000] [--run DIR]
+    [--smoke]
 
 A TopK dictionary (k 32, first weights) encodes Gaussian rows whose directions differ in size; their tokens are drawn
 from Zipf's law, each by itself, which gives more pairs of latent and token than text does. The network behind the
-logits has GPT-2 small's width and vocabulary. *Encoding alone* reads the same rows, and keeps nothing. Each measurement
-has a process of its own; memory is its largest resident set, beside that of encoding alone. Questions are asked of
-latents and tokens drawn at random, of a finished run.
+logits has the rows' width and GPT-2's vocabulary. *Encoding alone* reads the same rows, and keeps nothing. Each
+measurement has a process of its own; memory is its largest resident set, beside that of encoding alone. Questions are
+asked of latents and tokens drawn at random, of a finished run.
 """
 
 import argparse
@@ -43,7 +44,7 @@ from sae.scaling import SiteStats
 from sae.store import Pairs, Places, StoredSplit, write_shard
 from sae.tokens import TokenSplit
 
-D, K, CONTEXT, VOCABULARY = 768, 32, 128, 50_257
+K, CONTEXT, VOCABULARY = 32, 128, 50_257
 SHARD = 1 << 17  # rows that are there; more tokens have the same again
 FOLDER = ROOT / "runs" / "index-benchmark"
 WORDS = ("king", "any", "“the”", "number*", "capital*", "passages", "line", "before of", "sea", "said")
@@ -52,11 +53,12 @@ WORDS = ("king", "any", "“the”", "number*", "capital*", "passages", "line", 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latents", type=int, nargs="+", default=[4096, 24_576])
+    parser.add_argument("--d-in", type=int, default=768, help="numbers of a row, a multiple of 64")
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--grown", type=int, default=10_000_000, help="tokens of a second measurement, of memory")
     parser.add_argument("--run", type=Path, default=ROOT / "runs" / "embedded", help="a finished run")
     parser.add_argument("--smoke", action="store_true", help="all but the questions in seconds; nothing to report")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if given.one:
@@ -66,77 +68,89 @@ def main() -> None:
         given.latents, given.tokens, given.grown = [64], 3000, 6000
     path = FOLDER / "smoke.json" if given.smoke else results.RESULTS / "index.json"
     figures: dict[str, Any] = read_json(path)["figures"] if path.exists() else {}
-    known = [case for case in figures.get("cases", ()) if case["n_latents"] not in given.latents]
-    figures |= {"d_in": D, "k": K, "cases": known}
+    asked = [(given.d_in, n_latents) for n_latents in given.latents]
+    known = [case for case in figures.get("cases", ()) if (case["d_in"], case["n_latents"]) not in asked]
+    figures |= {"k": K, "cases": known}
+    figures.setdefault("origins", {})
     for n_latents in given.latents:
+        figures["origins"][f"{n_latents} of {given.d_in}"] = results.origin("index")
         for tokens in (given.tokens, given.grown):
-            figures["cases"].append(in_own_process(n_latents, tokens, given.tokens))
+            figures["cases"].append(in_own_process(n_latents, given.d_in, tokens, given.tokens))
             results.save("index", figures, path)
     if not given.smoke and given.run.exists():
         figures["questions"] = questions(given.run)
+        figures["origins"]["questions"] = results.origin("index")
     results.save("index", figures, path)
 
 
-def in_own_process(n_latents: int, tokens: int, kept_tokens: int) -> dict[str, Any]:
+def in_own_process(*case: int) -> dict[str, Any]:
     """What `measure` finds."""
-    command = [sys.executable, "-m", "benchmarks.index", "--one", *map(str, (n_latents, tokens, kept_tokens))]
+    command = [sys.executable, "-m", "benchmarks.index", "--one", *map(str, case)]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     figures = json.loads(done.stdout)
     logging.info("%s", figures)
     return figures
 
 
-def measure(n_latents: int, tokens: int, kept_tokens: int) -> dict[str, Any]:
-    """Index `tokens` rows, of which `kept_tokens` are kept; seconds of each stage, and the process's memory."""
-    rows, split, dictionary = _world(n_latents, tokens)
+def measure(n_latents: int, d_in: int, tokens: int, kept_tokens: int) -> dict[str, Any]:
+    """Index `tokens` rows of `d_in` numbers, of which `kept_tokens` are kept; seconds of each stage, by the clock and
+    of busy cores, and the process's memory."""
+    rows, split, dictionary = _world(n_latents, d_in, tokens)
     out = FOLDER / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     with memory.reused():
-        alone = timed(lambda: _encode_alone(dictionary, rows, min(tokens, SHARD))) * tokens / min(tokens, SHARD)
+        alone = spent(lambda: _encode_alone(dictionary, rows, min(tokens, SHARD))) * (tokens / min(tokens, SHARD))
         before = _peak()
         task = encode.Task(dictionary, n_latents, rows, split, 0, plan(split, 0, tokens, kept_tokens))
-        encoded = timed(lambda: encode.summarise(task, Summary.empty(n_latents, 0), out))
+        encoded = spent(lambda: encode.summarise(task, Summary.empty(n_latents, 0), out))
     n_kept = sum(part.is_kept for part in task.parts)
     stored = StoredCodes([part_path(out, split.name, i) for i in range(n_kept)], tokens)
-    network = GPT2LMHeadModel(GPT2Config(n_layer=1))
+    network = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=d_in, n_head=d_in // 64))
     strings = [str(token) for token in range(VOCABULARY)]
     directions = dictionary.directions.detach()
     summary = Summary.load(out / "summary.safetensors")
-    indexed = timed(lambda: build(stored, summary, directions, network, split, strings, IndexConfig(), out))
+    indexed = spent(lambda: build(stored, summary, directions, network, split, strings, IndexConfig(), out))
     n_firings = int(stored.counts().sum())
     n_bytes = sum(part_path(out, split.name, i).stat().st_size for i in range(n_kept))
     shutil.rmtree(out)
+    stages = {"encode": alone, "codes": encoded, "index": indexed}
     return {
         "n_latents": n_latents,
+        "d_in": d_in,
         "tokens": tokens,
         "kept_tokens": stored.n_rows,
-        "encode_seconds": round(alone, 2),
-        "codes_seconds": round(encoded, 2),
-        "index_seconds": round(indexed, 2),
+        **{f"{name}_seconds": round(each[0], 2) for name, each in stages.items()},
+        **{f"{name}_cpu_seconds": round(each[1], 2) for name, each in stages.items()},
         "bytes_a_firing": round(n_bytes / n_firings, 2),
         "encode_peak_megabytes": before,
         "peak_megabytes": _peak(),
     }
 
 
-def _world(n_latents: int, tokens: int) -> tuple[Pairs, TokenSplit, TopKSAE]:
+def _world(n_latents: int, d_in: int, tokens: int) -> tuple[Pairs, TokenSplit, TopKSAE]:
     generator = torch.Generator().manual_seed(0)
-    path = FOLDER / "rows.safetensors"
+    path = FOLDER / f"rows-{d_in}.safetensors"
     if not path.exists():
-        mix = torch.randn(D, D, generator=generator) * torch.linspace(1, 0.1, D)
-        write_shard(path, torch.randn(SHARD, D, generator=generator) @ mix / D**0.5, torch.bfloat16)
+        mix = torch.randn(d_in, d_in, generator=generator) * torch.linspace(1, 0.1, d_in)
+        write_shard(path, torch.randn(SHARD, d_in, generator=generator) @ mix / d_in**0.5, torch.bfloat16)
     sizes = [min(SHARD, tokens - start) for start in range(0, tokens, SHARD)]
     stored = StoredSplit.of([[(path, size) for size in sizes]])
     chances = 1 / np.arange(1, VOCABULARY + 1)
     drawn = np.random.default_rng(0).choice(VOCABULARY, tokens, p=chances / chances.sum()).astype(np.uint16)
     starts = np.append(np.arange(0, tokens, CONTEXT), tokens)
-    dictionary = TopKSAE(TopKConfig(n_latents=n_latents, k=K), Shape((D,)))
-    sample = stored.read(0, min(tokens, 2048))
-    size = SiteStats(D, sample.norm(dim=1).mean().item(), sample.square().sum(1).mean().item())
-    dictionary.initialise(InputStats((size,), (size,), sample, sample), generator)
+    dictionary = untrained(n_latents, K, stored.read(0, min(tokens, 2048)), generator)
     split = TokenSplit("train", drawn, starts, starts, {})
-    return Pairs(stored, ("x",), Places(("x",))), split, dictionary.eval()
+    return Pairs(stored, ("x",), Places(("x",))), split, dictionary
+
+
+def untrained(n_latents: int, k: int, sample: torch.Tensor, generator: torch.Generator) -> TopKSAE:
+    """A TopK dictionary with first weights, for rows such as those of `sample` [n, d_in]."""
+    d_in = sample.shape[1]
+    dictionary = TopKSAE(TopKConfig(n_latents=n_latents, k=k), Shape((d_in,)))
+    size = SiteStats(d_in, sample.norm(dim=1).mean().item(), sample.square().sum(1).mean().item())
+    dictionary.initialise(InputStats((size,), (size,), sample, sample), generator)
+    return dictionary.eval()
 
 
 @torch.no_grad()
@@ -147,9 +161,14 @@ def _encode_alone(dictionary: TopKSAE, rows: Pairs, n_rows: int) -> None:
 
 def timed(work: Callable[[], Any]) -> float:
     """Seconds that it takes."""
-    started = time.perf_counter()
+    return spent(work)[0].item()
+
+
+def spent(work: Callable[[], Any]) -> np.ndarray:
+    """Seconds that it takes, by the clock and of busy cores."""
+    before = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - started
+    return np.array([time.perf_counter(), time.process_time()]) - before
 
 
 def _peak() -> int:

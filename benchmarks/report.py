@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import architecture_table, ground_truth, ground_truth_tables, training
+from benchmarks import architecture_table, dashboard_tables, ground_truth, ground_truth_tables, training
 from benchmarks.markdown import table
 from benchmarks.results import RESULTS
 from benchmarks.rounds import tables
@@ -32,6 +32,7 @@ def main() -> None:
         ("harvest", _harvest_section),
         ("reading", _reading_section),
         ("index", _index_section),
+        ("dashboards", _dashboards_section),
         ("ground_truth", _ground_truth_section),
     )
     for name, section in sections:
@@ -186,12 +187,13 @@ def _reading_section(figures: dict[str, Any]) -> str:
 def _index_section(figures: dict[str, Any]) -> str:
     lines = [
         "## The index\n",
-        f"A TopK dictionary, k = {figures['k']}, over rows of {figures['d_in']} numbers; *codes* has encoding in it,",
-        "and writes the summary of all tokens and the firings of those that are kept; *index* makes the tables, with",
-        "logits of GPT-2's width and vocabulary. Memory is the largest resident set, of encoding alone and in all.\n",
+        f"A TopK dictionary, k = {figures['k']}; *codes* has encoding in it, and writes the summary of all tokens and",
+        "the firings of those that are kept; *index* makes the tables, with logits of GPT-2's vocabulary. Memory is",
+        "the largest resident set, of encoding alone and in all. It depends on latents and on kept tokens; rows of few",
+        "numbers show in less time how it grows with tokens.\n",
     ]
     columns = (
-        *("latents", "tokens", "kept", "encoding alone", "codes", "index", "all / encoding", "bytes a firing"),
+        *("latents", "row", "tokens", "kept", "encoding alone", "codes", "index", "all / encoding", "bytes a firing"),
         *("memory, encoding", "memory"),
     )
     rows = []
@@ -199,7 +201,7 @@ def _index_section(figures: dict[str, Any]) -> str:
         alone, codes, index = (case[f"{name}_seconds"] for name in ("encode", "codes", "index"))
         rows.append(
             [
-                *(f"{case[name]:,}" for name in ("n_latents", "tokens", "kept_tokens")),
+                *(f"{case[name]:,}" for name in ("n_latents", "d_in", "tokens", "kept_tokens")),
                 *(f"{seconds:,.0f} s" for seconds in (alone, codes, index)),
                 f"{(codes + index) / alone:.2f}",
                 f"{case['bytes_a_firing']:.2f}",
@@ -214,7 +216,11 @@ def _index_section(figures: dict[str, Any]) -> str:
         ]
         lines.append("Questions to the embedded run (`sae query`), milliseconds:\n")
         lines += [*table(("", "the first", "half of the others", "95% of them"), rows), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *dict.fromkeys(_origins(figures).values())])
+
+
+def _dashboards_section(figures: dict[str, Any]) -> str:
+    return dashboard_tables.section(figures, _origins(figures))
 
 
 def _ground_truth_section(figures: dict[str, Any]) -> str:

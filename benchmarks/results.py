@@ -3,6 +3,7 @@
 import datetime
 import os
 import platform
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def origin(name: str) -> dict[str, Any]:
 
 def command(name: str) -> str:
     """As it was typed."""
-    return " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]])
+    return f"python -m benchmarks.{name} {shlex.join(sys.argv[1:])}".strip()
 
 
 def hardware() -> dict[str, Any]:

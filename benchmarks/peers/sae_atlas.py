@@ -11,10 +11,17 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.numpy import save_file
 
+from analysis import encode
+from analysis.codes import open_codes
+from analysis.config import IndexConfig
+from analysis.index import build as index
+from analysis.splits import token_strings
+from analysis.summary import Summary
+from benchmarks.peers.dashboarding import DashboardJob, Dashboards, Stage
 from benchmarks.peers.exchange import DEVICE, Codes, Found, Job, mark
 from benchmarks.peers.harvesting import Harvest, HarvestJob
 from benchmarks.peers.process import main
-from sae import hub
+from sae import hub, memory
 from sae.architectures.configs import configs
 from sae.config import HarvestConfig, ModelConfig, Precision, parse, to_json
 from sae.harvest import harvest
@@ -45,6 +52,8 @@ KNOBS = {
 """What sets the L0 of each architecture."""
 PLAIN = "plain torch"
 """A mode: without compiled kernels."""
+ALONE, ALONE_ROWS = "encoding alone", 1 << 17
+"""A stage: so many of the rows are read and encoded, and nothing is kept of it."""
 PRECISIONS: dict[str, Precision] = {"": "auto", PLAIN: "auto", "float32": "float32", "autocast": "bfloat16"}
 
 
@@ -134,6 +143,45 @@ def _store(tokens: torch.Tensor, folder: Path) -> TokenStore:
     return TokenStore(open_box(folder / "tokens"))
 
 
+def dashboards(job: DashboardJob) -> Dashboards:
+    """As `sae harvest` and `sae index` do it, the network in float32 as the others run it, rows on disk in bfloat16;
+    then the first rows are encoded once more, to nothing."""
+    subject = load(ModelConfig(name=job.model, precision="float32"))
+    dictionary = hub.load(Path(job.dictionary)).to(subject.device)
+    site, n_latents = f"mlp_out.{job.layer}", dictionary.cfg.n_latents
+    harvesting, indexing = HarvestConfig(sites=(site,), skip_positions=0), IndexConfig()
+
+    def make(tokens: torch.Tensor, folder: Path, stage_of: Stage) -> list[float]:
+        box = _store(tokens, folder)
+        with stage_of("activations"):
+            out = folder / "activations"
+            stage(out, {}, lambda path: harvest(subject.model, (site,), box, path, harvesting, subject.autocast))
+            rows = ActivationStore(open_box(out))
+        with stage_of("codes"):
+            codes = stage(
+                folder / "codes",
+                {},
+                lambda path: encode.build(dictionary, n_latents, rows, Places((site,)), box, indexing, path),
+            )
+        with stage_of("index"):
+            summary = Summary.load(codes.path / "summary.safetensors")
+            stored, strings = open_codes(codes, "train"), token_strings(subject.tokenizer)
+            directions, split = dictionary.directions.detach(), box.split("train")
+            stage(
+                folder / "index",
+                {},
+                lambda path: index.build(stored, summary, directions, subject.model, split, strings, indexing, path),
+            )
+        with stage_of(ALONE), torch.no_grad(), memory.reused():
+            pairs = rows.pairs(Places((site,)), "train")
+            n_rows = min(pairs.n_rows, ALONE_ROWS)
+            for start in range(0, n_rows, encode.ROWS):
+                dictionary.encode(pairs.read(start, min(start + encode.ROWS, n_rows))[0]).fired()
+        return (summary.counts() / summary.n_rows).tolist()
+
+    return make
+
+
 def versions() -> Mapping[str, str]:
     try:
         own = version("sae-atlas")
@@ -143,4 +191,4 @@ def versions() -> Mapping[str, str]:
 
 
 if __name__ == "__main__":
-    main(versions, train, harvester)
+    main(versions, train, harvester, dashboards)

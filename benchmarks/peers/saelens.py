@@ -83,7 +83,7 @@ def harvester(job: HarvestJob) -> Harvest:
     from datasets import Dataset  # pyright: ignore[reportMissingImports]
     from sae_lens import cache_activations_runner as cached  # pyright: ignore[reportMissingImports]
 
-    model = _hooked(job.model)
+    model = hooked(job.model)
     cached.load_model = lambda **_: model
 
     def harvest(tokens: torch.Tensor, folder: Path) -> Callable[[int], torch.Tensor]:
@@ -112,7 +112,7 @@ def harvester(job: HarvestJob) -> Harvest:
     return harvest
 
 
-def _hooked(folder: str) -> Any:
+def hooked(folder: str) -> Any:
     """A GPT-2 in TransformerLens's form, with the weights that it has."""
     import transformer_lens  # pyright: ignore[reportMissingImports]
     from transformer_lens.pretrained.weight_conversions.gpt2 import (  # pyright: ignore[reportMissingImports]
