@@ -54,7 +54,7 @@ def _language_model(row: Mapping[str, Any] | None) -> list[str]:
     if row is None:
         return []
     said = _shown(row["text"]) if row["text"] else row["status"]
-    return [f"   {'a model says:':<13}{said}" + (" (the rule's words)" if row["source"] == "rule" else "")]
+    return [_listed("model says", [said + (" (the rule's words)" if row["source"] == "rule" else "")])]
 
 
 def _parts(tokens: Sequence[str], at: int) -> tuple[str, str, str]:
