@@ -1,10 +1,13 @@
 """What can be chosen of the analysis."""
 
-from typing import Annotated, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from sae.config import Natural, Positive, PositiveFloat, Share, config
+from sae.config import Natural, NonNegativeFloat, Positive, PositiveFloat, Share, config
 
 TOP, WINDOW = 20, 64  # strongest examples of a latent, and tokens around each of which its activation is known
 
@@ -103,9 +106,105 @@ class EvalConfig:
 
 
 @config
+class WindowConfig:
+    """How labels are scored on windows of held-out text, as others score them; see `analysis/windows`."""
+
+    width: Positive = 32
+    """Tokens of a window; contexts are cut into windows side by side."""
+    per_kind: Positive = 50
+    """Windows at which a latent fires, spread over tenths by strength; and windows at which it is silent, of each
+    kind: random, same trigger, neighbour."""
+    mark_share: Share = 0.3
+    """Firings that are marked for fuzzing, as a share of the window's strongest."""
+    resamples: Positive = 200
+    """Bootstrap samples of documents behind the interval of balanced accuracy."""
+    seed: Natural = 0
+
+
+@config
+class LlmConfig:
+    """Labels of a language model, by the protocol of the rules: `sae explain`; see `analysis/explain`."""
+
+    backend: Literal["none", "openai", "local"] = "none"
+    """Who is asked. `openai`: a server that speaks OpenAI's chat completions, anybody's; `local`: a causal language
+    model of the Hugging Face hub, in this process."""
+    model: str = ""
+    """The model's name at the server, or on the hub, or its folder."""
+    revision: str | None = None
+    """Commit or branch on the hub, of a local model; none means the main branch."""
+    base_url: str = "https://api.openai.com/v1"
+    """The server's address, up to and without /chat/completions."""
+    key_env: str | None = "OPENAI_API_KEY"
+    """Name of the environment variable with the server's key; none for a server that asks for none."""
+    prices: tuple[NonNegativeFloat, NonNegativeFloat] | None = None
+    """Dollars for a million tokens that the server reads, and that it writes. [0, 0] for a server of one's own."""
+    max_cost: PositiveFloat = 1.0
+    """Dollars, at most: by an estimate before anything is asked, and by the server's own counts after that."""
+    max_tokens: Positive = 1000
+    """Of one answer."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of a request, such as {seed: 0}; null takes one of ours (temperature, max_tokens) away."""
+    concurrency: Positive = 8
+    """Requests in flight at a time; of a local model, in a batch."""
+    timeout_seconds: PositiveFloat = 120.0
+    """Of one attempt."""
+    attempts: Positive = 6
+    """Before the run gives up on a server that is too busy, broken or silent."""
+    latents: Positive | tuple[Natural, ...] = 50
+    """Which are labelled: a list, or how many, drawn by a hash from all."""
+    candidates: Positive = 3
+    """Labels that the model proposes, each from other examples; the best on the select split is kept."""
+    draft: bool = True
+    """Whether the rule's sentence is shown to the model, and competes with what it proposes."""
+    top: Positive = 8
+    """Examples from among the strongest in a prompt."""
+    per_interval: Positive = 2
+    """Examples of each interval of activation."""
+    silent: Natural = 5
+    """Examples of the same tokens where the latent is silent."""
+    select_windows: Positive = 10
+    """Windows of each kind by which a label is chosen."""
+    test_windows: Positive = 20
+    """Windows of each kind on which it is scored."""
+    nulls: bool = True
+    """Whether the label of another latent is judged on the same windows; it doubles what scoring costs."""
+    intruders: Natural = 5
+    """Tests of the intruder a latent and kind of silent windows."""
+    per_prompt: Positive = 5
+    """Windows of one request, when they are judged."""
+    min_score: Share = 0.6
+    """Balanced accuracy on the select split, mean over the kinds of silent windows, that a label needs to be given."""
+
+    def __post_init__(self) -> None:
+        if self.backend == "none":
+            return
+        if not self.model:
+            raise ValueError(f"analysis.llm.model = {self.model!r}: must name the model that is asked")
+        if self.backend == "openai":
+            parts = urlsplit(self.base_url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+                raise ValueError(
+                    f"analysis.llm.base_url = {self.base_url!r}: must be an address such as https://api.openai.com/v1"
+                )
+            if parts.username is not None or parts.password is not None:
+                raise ValueError("analysis.llm.base_url: must hold no password; see analysis.llm.key_env")
+            if self.prices is None:
+                raise ValueError(
+                    "analysis.llm.prices = null: must be dollars for a million tokens read and written, such as "
+                    "[0.15, 0.6]; [0, 0] for a server of your own"
+                )
+
+
+HOW_ASKED = frozenset({"key_env", "prices", "max_cost", "concurrency", "timeout_seconds", "attempts"})
+"""Fields of `LlmConfig` that do not say what is asked."""
+
+
+@config
 class AnalysisConfig:
     """How features are indexed and labelled, and a dictionary measured."""
 
     index: IndexConfig = IndexConfig()
     label: LabelConfig = LabelConfig()
     eval: EvalConfig = EvalConfig()
+    windows: WindowConfig = WindowConfig()
+    llm: LlmConfig = LlmConfig()

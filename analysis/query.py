@@ -44,7 +44,10 @@ class Index:
 
     def __init__(self, run: Path) -> None:
         self.run = run.resolve()
-        self._index, self._labels = (open_box(self.run / name).path for name in ("index", "labels"))
+        labels = open_box(self.run / "labels")
+        self._index, self._labels = open_box(self.run / "index").path, labels.path
+        self._windows = self._of_labels("windows", labels.digest)
+        self._llm_labels = self._of_labels("llm_labels", labels.digest)
         self._latents = Table(self._index / "latents.parquet")
         self._examples = Table(self._index / "examples.parquet")
         self._label_rows = Table(self._labels / "labels.parquet")
@@ -60,7 +63,8 @@ class Index:
 
     def view(self, latent: int) -> dict[str, Any]:
         """All that is known of a latent, as JSON values: its row of the index, with the text of tokens and the labels
-        of companions, its label's record, its examples with their tokens.
+        of companions, its label's record, its examples with their tokens; where they have been made, `windows`, the
+        label's scores on windows, and `llm`, the label of a language model.
 
         Raises:
             ConfigError: there is no such latent.
@@ -76,7 +80,17 @@ class Index:
                 else:
                     entry["label"] = self._texts[entry["latent"]]
         examples = [{**example, **self._text(example)} for example in self._examples.rows(latent)]
-        return {**row, "label": self._label_rows.rows(latent)[0], "examples": examples}
+        windows = self._windows.rows(latent) if self._windows else []
+        llm = self._llm_labels.rows(latent) if self._llm_labels else []
+        label = self._label_rows.rows(latent)[0]
+        return {**row, "label": label, "windows": windows, "llm": llm[0] if llm else None, "examples": examples}
+
+    def _of_labels(self, name: str, digest: str) -> Table | None:
+        """The table of a box that is made on demand, if it has been, and of these labels."""
+        if not (self.run / name / "manifest.json").exists():
+            return None
+        box = open_box(self.run / name)
+        return Table(box.path / f"{name}.parquet") if box.inputs["labels"] == digest else None
 
     def _text(self, example: Mapping[str, Any]) -> dict[str, Any]:
         split = self._split(example["split"])

@@ -8,7 +8,21 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from sae.commands import browse, build, common, config, convert, evaluate, export, info, query, subject, sweep
+from sae.commands import (
+    browse,
+    build,
+    common,
+    config,
+    convert,
+    evaluate,
+    explain,
+    export,
+    info,
+    query,
+    subject,
+    sweep,
+    windows,
+)
 from sae.errors import SaeError
 
 EPILOG = """examples:
@@ -25,7 +39,7 @@ A run lives in runs/<name of the config>/ unless out=DIR is given. A stage whose
 changed is not run again; one that was killed goes on where it was. With member=NAME a command is
 about one dictionary of the sweep."""
 
-COMMANDS = (build, evaluate, sweep, browse, export, query, config, info, convert, subject)
+COMMANDS = (build, evaluate, windows, explain, sweep, browse, export, query, config, info, convert, subject)
 """In the order of the help."""
 
 

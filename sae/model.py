@@ -64,7 +64,7 @@ def load(cfg: ModelConfig, device: torch.device | None = None) -> Subject:
             f"model.name = {cfg.name!r}: its tokenizer has {len(tokenizer)} tokens, its embedding {n_embeddings}; "
             "they do not belong together"
         )
-    digest = _folder_digest(folder) if folder.is_dir() else f"hub:{model.config._commit_hash}"
+    digest = folder_digest(folder) if folder.is_dir() else f"hub:{model.config._commit_hash}"
     if cfg.weights != "trained":
         model = _untrained(model, cfg.weights)
         digest = f"{digest} {cfg.weights}"
@@ -109,7 +109,8 @@ def max_context(model: nn.Module) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
-def _folder_digest(folder: Path) -> str:
+def folder_digest(folder: Path) -> str:
+    """Stands for the files of a model: weights, configuration, tokenizer."""
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*")):
         if file.suffix in {".safetensors", ".json", ".txt", ".model", ".jinja"}:

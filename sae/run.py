@@ -253,21 +253,23 @@ class Run:
         return self._stage("labels", inputs, self._label)
 
     def _label(self, out: Path) -> Mapping[str, Any]:
-        from analysis.codes import open_codes
         from analysis.label.fit import labels, vocabulary_of, write
         from analysis.label.kinds import embedding
-        from analysis.splits import FitView, SelectView, TestView, token_strings
+        from analysis.splits import FitView, SelectView, TestView
 
-        store, facts = self.token_store, self.codes.facts
-        strings = token_strings(self.subject.tokenizer)
-
-        def view(kind: type[V], name: str) -> V:
-            codes = open_codes(self.codes, name)
-            return kind.of(store.split(name), codes.load(), strings, facts["skip_positions"], codes.positions())
-
-        fit, select, test = view(FitView, "fit"), view(SelectView, "select"), view(TestView, "test")
+        fit, select, test = self.view(FitView), self.view(SelectView), self.view(TestView)
         vocabulary = vocabulary_of(fit, embedding(self.subject.model))
         return write(labels(fit, select, test, self.cfg.analysis.label, vocabulary), out, vocabulary.kinds)
+
+    def view(self, kind: type[V]) -> V:
+        """The split that `kind` stands for, with the codes of its tokens."""
+        from analysis.codes import open_codes
+        from analysis.splits import token_strings
+
+        name = kind.__name__.removesuffix("View").lower()
+        codes, strings = open_codes(self.codes, name), token_strings(self.subject.tokenizer)
+        skip = self.codes.facts["skip_positions"]
+        return kind.of(self.token_store.split(name), codes.load(), strings, skip, codes.positions())
 
     @cached_property
     def atlas(self) -> Box:

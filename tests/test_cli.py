@@ -38,6 +38,8 @@ def test_help_teaches_with_examples_and_imports_nothing_heavy() -> None:
         "config",
         "sweep",
         "query",
+        "windows",
+        "explain",
     ):
         assert f"    {command} " in done.stdout
 

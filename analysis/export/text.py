@@ -18,8 +18,9 @@ def describe(view: Mapping[str, Any]) -> str:
             f"   F1 on held-out text {label['scores']['f1']:.2f} ({low:.2f} to {high:.2f}); "
             f"best single token {token['f1'] if token else 0:.2f}"
         )
+    lines += [_on_windows(view["windows"]), *_language_model(view["llm"])]
     if not view["n_fired"]:
-        return "\n".join([*lines, "   never fires"])
+        return "\n".join(line for line in [*lines, "   never fires"] if line)
     lines += [
         f"   fires {view['n_fired']:,} times, on 1 in {1 / view['density']:,.0f} tokens; "
         f"up to {view['max_value']:.3g}, on average {view['mean_value']:.3g}",
@@ -36,6 +37,24 @@ def describe(view: Mapping[str, Any]) -> str:
                 before, token, after = _parts(example["tokens"], example["position"] - example["start"])
                 lines.append(f"{example['stratum']:>9} {example['value']:>6.3g}  {before}«{token}»{after}")
     return "\n".join(line for line in lines if line)
+
+
+def _on_windows(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Detection, against each kind of silent windows."""
+    scores = [
+        f"{row['balanced_accuracy']:.2f} {row['negatives'].replace('_', ' ')}"
+        for row in rows
+        if row["task"] == "detection" and row["balanced_accuracy"] is not None
+    ]
+    return _listed("detection", scores)
+
+
+def _language_model(row: Mapping[str, Any] | None) -> list[str]:
+    """What it says of the latent, if it was asked."""
+    if row is None:
+        return []
+    said = _shown(row["text"]) if row["text"] else row["status"]
+    return [_listed("model says", [said + (" (the rule's words)" if row["source"] == "rule" else "")])]
 
 
 def _parts(tokens: Sequence[str], at: int) -> tuple[str, str, str]:

@@ -185,9 +185,9 @@ class TokenPlaces:
     """Some places of every token among the kept positions, the same however they are gathered: those of the smallest
     hash."""
 
-    def __init__(self, tokens: np.ndarray, positions: np.ndarray, vocabulary: int) -> None:
+    def __init__(self, tokens: np.ndarray, positions: np.ndarray, vocabulary: int, n_places: int = N_PLACES) -> None:
         order = np.lexsort((scrambled(positions), tokens[positions]))
-        order = order[ranks_within(tokens[positions[order]], vocabulary) < N_PLACES]
+        order = order[ranks_within(tokens[positions[order]], vocabulary) < n_places]
         self._positions = positions[order]
         self._offsets = np.append(0, np.cumsum(np.bincount(tokens[self._positions], minlength=vocabulary)))
 

@@ -21,6 +21,7 @@ from analysis.label.columns import Vocabulary
 from analysis.label.grade import grade
 from analysis.label.indexed import Indexed
 from analysis.label.kinds import Kinds
+from analysis.label.kinds import write as write_kinds
 from analysis.label.record import LabelRecord
 from analysis.splits import FitView, SelectView, TestView, check_disjoint
 from sae.files import publish, write_json
@@ -68,8 +69,7 @@ def write(records: list[LabelRecord], out: Path, kinds: Kinds | None = None) -> 
     table = pa.Table.from_pylist(flat, schema=_schema())
     publish(out / "labels.parquet", lambda path: pq.write_table(table, path, row_group_size=ROW_GROUP))
     if kinds is not None:
-        groups = pa.table({"token": np.arange(len(kinds.counts)), **kinds.of})
-        publish(out / "kinds.parquet", lambda path: pq.write_table(groups, path))
+        write_kinds(kinds, out / "kinds.parquet")
     return facts(records)
 
 

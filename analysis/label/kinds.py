@@ -6,11 +6,16 @@ union adds least to the squared distances within groups. No text but the fit spl
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 from scipy.cluster.hierarchy import fcluster, linkage
 from torch import nn
+
+from sae.files import publish
 
 LEVELS = {"wide": 64, "kind": 16, "narrow": 4}
 """Folds to a group, on average, the widest first."""
@@ -69,6 +74,18 @@ def kinds_of(
         above[narrow] = group  # kinds of a level hold narrow ones whole
         of[name] = _by_commonest(above[nearest][fold], counts)
     return Kinds(of, counts)
+
+
+def write(kinds: Kinds, path: Path) -> None:
+    """Publish a table of `token` and its kind at each level."""
+    groups = pa.table({"token": np.arange(len(kinds.counts)), **kinds.of})
+    publish(path, lambda temporary: pq.write_table(groups, temporary))
+
+
+def read(path: Path, counts: Int[np.ndarray, " vocabulary"]) -> Kinds:
+    """What `write` wrote; `counts` as for `kinds_of`."""
+    groups = pq.read_table(path)
+    return Kinds({level: groups[level].to_numpy() for level in LEVELS}, counts)
 
 
 def embedding(model: nn.Module) -> Float[np.ndarray, "rows d"] | None:

@@ -5,9 +5,10 @@ list of keys of one column, each with the chance of a firing there, cut down by 
 of a position is the highest of the clauses that hold, or 0: a score > 0 predicts a firing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -113,6 +114,22 @@ class Label:
     def predict(self, indexed: Indexed[V]) -> tuple[np.ndarray, np.ndarray]:
         """(positions [m] ascending, scores [m] > 0) of the predicted firings."""
         return predict_clauses([clause for part in self.parts for clause in part.clauses], indexed)
+
+    @classmethod
+    def of_json(cls, parts: Sequence[Mapping[str, Any]]) -> "Label":
+        """The label whose parts a `LabelRecord` has as its rule."""
+        return cls(tuple(Part(part["family"], tuple(map(_clause, part["clauses"]))) for part in parts))
+
+
+def _clause(values: Mapping[str, Any]) -> Clause:
+    filters = tuple(_filter(condition) for condition in values["filters"])
+    return Clause(values["column"], tuple(values["keys"]), tuple(values["scores"]), filters)
+
+
+def _filter(values: Mapping[str, Any]) -> Filter:
+    if "words" in values:
+        return Topic(tuple(values["words"]), tuple(values["weights"]), values["threshold"])
+    return Named(**values)
 
 
 def predict_clauses(clauses: Sequence[Clause], indexed: Indexed[V]) -> tuple[np.ndarray, np.ndarray]:
