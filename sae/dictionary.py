@@ -27,6 +27,7 @@ from sae.weights import centre, first_directions, normalise_rows, remove_paralle
 
 NEVER = -1e30  # a bias with which a latent does not fire
 FIT_ROWS, FIT_CHUNK = 4096, 512  # of the sample, by which the encoder's size is set
+WRITTEN = 4096  # latents at a time
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,21 @@ class Dictionary(nn.Module, ABC):
         """The latents of each row and the output that they stand for."""
         latents = self.encode(x)
         return latents, self.decode(latents)
+
+    @torch.no_grad()
+    def written(self) -> Float[Tensor, "n_latents d_out"]:
+        """What each latent adds to the output for each unit of activation, in the network's units; where rows are
+        normalised one by one, times `row_sizes`."""
+        n, device, parts = len(self.directions), self.directions.device, []
+        for latents in torch.arange(n, device=device).split(WRITTEN):
+            ones, bounds = torch.ones(len(latents), device=device), torch.arange(len(latents) + 1, device=device)
+            alone = Latents(ones, latents, bounds, ones, n)
+            parts.append(self.decode(alone) - self.decode(alone.with_values(torch.zeros_like(ones))))
+        return torch.cat(parts)
+
+    def row_sizes(self, x: Float[Tensor, "batch d_out"]) -> Float[Tensor, "batch 1"]:
+        """What outputs are multiplied by where rows are normalised one by one: the sizes of the rows that are there."""
+        return x.new_ones(len(x), 1)
 
     @torch.no_grad()
     def divide(self, partners: Team) -> None:
@@ -345,6 +361,10 @@ class SAE(Dictionary):
         latents = self._encode(scaled, self.selection())
         recon = self._leave(self._decode(latents, self._skipped(x, scaled)), rows)
         return latents.of_all(self.partners), recon
+
+    def row_sizes(self, x: Float[Tensor, "batch d_out"]) -> Float[Tensor, "batch 1"]:
+        rows = self.scaling.rows(x) if self.target_scaling is None else None
+        return super().row_sizes(x) if rows is None else rows.size
 
     def forward(self, x: Float[Tensor, "batch d_in"], target: Float[Tensor, "batch d_out"], step: Step) -> Forward:
         scaled = self._enter(x)[0]

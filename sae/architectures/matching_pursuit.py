@@ -75,6 +75,10 @@ class MatchingPursuitSAE(Dictionary):
         latents = self._encode(self.scaling.enter(x, rows))
         return latents, self.scaling.leave(kernels.decode(latents, self.W_dec) + self.b_dec, rows)
 
+    def row_sizes(self, x: Float[Tensor, "batch d_out"]) -> Float[Tensor, "batch 1"]:
+        rows = self.scaling.rows(x)
+        return super().row_sizes(x) if rows is None else rows.size
+
     def forward(self, x: Float[Tensor, "batch d_in"], target: Float[Tensor, "batch d_out"], step: Step) -> Forward:  # noqa: ARG002 - it writes what it reads, and has no schedule
         x = self.scaling.enter(x, self.scaling.rows(x))
         latents = self._encode(x)
