@@ -200,6 +200,35 @@ HOW_ASKED = frozenset({"key_env", "prices", "max_cost", "concurrency", "timeout_
 
 
 @config
+class EffectsConfig:
+    """How it is measured what a latent does to the network's output; see `analysis/effects`."""
+
+    firings: Natural = 10
+    """Firings of a latent in each of the label splits at which it is taken away, each in another context, and as many
+    places where it is silent at which it is added; 0: effects are not measured."""
+    tokens: Positive = 40_960
+    """Tokens of each split within which they lie, at most; contexts from all over it."""
+    lengths: tuple[Positive, ...] = (1, 3, 10)
+    """How many tokens a label may name."""
+    controls: Positive = 4
+    """Tokens of like frequency that each named one is compared with."""
+    min_firings: Positive = 4
+    """Firings that a latent needs on the fit split and on the select split; below it is `rare`."""
+    random: Natural = 256
+    """Random directions, each in the place of a latent and as long as its own, whose labels are found and scored in the
+    same way. 0: nothing is compared with them."""
+    chance: Share = 0.95
+    """The share of the random directions that a label must stand above, for its size."""
+    min_effect: PositiveFloat = 0.01
+    """Nats by which a label's tokens must change on the select split, beyond their controls."""
+    certainty: PositiveFloat = 3.0
+    """Standard errors that this must be above 0."""
+    resamples: Positive = 200
+    """Bootstrap samples of documents behind the intervals."""
+    seed: Natural = 0
+
+
+@config
 class AnalysisConfig:
     """How features are indexed and labelled, and a dictionary measured."""
 
@@ -208,3 +237,4 @@ class AnalysisConfig:
     eval: EvalConfig = EvalConfig()
     windows: WindowConfig = WindowConfig()
     llm: LlmConfig = LlmConfig()
+    effects: EffectsConfig = EffectsConfig()
