@@ -102,7 +102,7 @@ def nulls_table(figures: dict[str, Any]) -> str:
 
 def _atlas_section(figures: dict[str, Any]) -> str:
     lines = ["## The main job: `make atlas`, set-up excluded\n", "| stage | seconds |", "|---|---|"]
-    lines += [f"| {name} | {figures['seconds'][name]:.1f} |" for name in VERSIONS]
+    lines += [f"| {name} | {figures['seconds'][name]:.1f} |" for name in VERSIONS if name in figures["seconds"]]
     lines += [
         f"| **all, with start-up** | **{figures['total_seconds']:.0f}** |",
         f"\nPeak memory {figures['peak_memory_bytes'] / 1e9:.2f} GB; "

@@ -1,8 +1,9 @@
-"""One run: one frozen description → eight boxes in one folder.
+"""One run: one frozen description → nine boxes in one folder.
 
     tokens → activations → dictionary → evaluation
-                                      → codes → index  ┐
-                                              → labels ┴→ atlas
+                                      → codes → index   ┐
+                                              → labels  ┼→ atlas
+                                              → effects ┘
 
 Each box is built by one function from the boxes before it, skipped if its inputs have not
 changed, resumed if it was killed. `summary.json` gathers the run's figures.
@@ -40,6 +41,7 @@ VERSIONS = {
     "codes": 2,
     "index": 2,
     "labels": 3,
+    "effects": 1,
     "atlas": 1,
 }
 """The boxes of a run, in order, and the version of the code behind each: raised by hand when it gives other
@@ -261,6 +263,25 @@ class Run:
         vocabulary = vocabulary_of(fit, embedding(self.subject.model))
         return write(labels(fit, select, test, self.cfg.analysis.label, vocabulary), out, vocabulary.kinds)
 
+    @cached_property
+    def effects(self) -> Box:
+        inputs = {"codes": self.codes.digest, "effects": to_json(self.cfg.analysis.effects)}
+        return self._stage("effects", inputs, self._intervene)
+
+    def _intervene(self, out: Path) -> Mapping[str, Any]:
+        from analysis.effects.fit import effects
+        from analysis.effects.tables import write
+        from analysis.splits import FitView, SelectView, TestView
+        from sae import hub
+
+        fit, select, test = self.view(FitView), self.view(SelectView), self.view(TestView)
+        dictionary = hub.load(self.dictionary.path).to(self.subject.device)
+        written, cfg = self.cfg.places.written, self.cfg.analysis.effects
+        records, why_not = effects(fit, select, test, self.subject, dictionary, written, cfg)
+        if why_not is not None:
+            log.warning(f"effects: not available because {why_not}")
+        return write(records, out, why_not)
+
     def view(self, kind: type[V]) -> V:
         """The split that `kind` stands for, with the codes of its tokens."""
         from analysis.codes import open_codes
@@ -275,7 +296,7 @@ class Run:
     def atlas(self) -> Box:
         from analysis.export.html import assets_digest
 
-        boxes = {"index": self.index.digest, "labels": self.labels.digest, "evaluation": self.evaluation.digest}
+        boxes = {name: getattr(self, name).digest for name in ("index", "labels", "effects", "evaluation")}
         inputs = {**boxes, "assets": assets_digest()}
         return self._stage("atlas", inputs, self._export)
 
@@ -295,6 +316,7 @@ class Run:
             latents=pq.read_table(self.index.path / "latents.parquet"),
             examples=pq.read_table(self.index.path / "examples.parquet"),
             labels=pq.read_table(self.labels.path / "labels.parquet"),
+            effects=pq.read_table(self.effects.path / "effects.parquet"),
             tokens=self.token_store,
             token_strings=token_strings(self.subject.tokenizer),
             summary=self.figures(),
@@ -310,9 +332,8 @@ class Run:
 
     def figures(self) -> dict[str, Any]:
         """The figures of the run that do not depend on the machine's speed."""
-        evaluation, labels = self.evaluation.facts, self.labels.facts
-        figures = {name: evaluation[name] for name in FIGURES}
-        return figures | dict(labels)
+        figures = {name: self.evaluation.facts[name] for name in FIGURES}
+        return {**figures, **self.labels.facts, **self.effects.facts}
 
     def finish(self) -> dict[str, Any]:
         """Build whatever is missing, write `summary.json`, and return it."""

@@ -31,6 +31,7 @@ def test_help_teaches_with_examples_and_imports_nothing_heavy() -> None:
         "train",
         "index",
         "label",
+        "effects",
         "eval",
         "browse",
         "export",
@@ -133,7 +134,7 @@ def test_whole_run_and_a_second_that_does_no_work(tmp_path: Path) -> None:
     again = warm.sae("run", "configs/smoke.yaml", out)
     assert "building" not in again.stderr
     boxes = [path for path in (tmp_path / "run").glob("*/") if path.name != "logs"]
-    assert len(boxes) == 8
+    assert len(boxes) == 9
     newest = max(file.stat().st_mtime for box in boxes for file in box.rglob("*") if file.name != ".lock")
     assert newest < began
     # a change downstream leaves what is upstream of it alone

@@ -20,7 +20,7 @@ from tests import warm
 
 N_KILLS = 20
 CONFIG = warm.ROOT / "configs" / "smoke.yaml"
-BOXES = ("tokens", "activations", "dictionary", "evaluation", "codes", "index", "labels", "atlas")
+BOXES = ("tokens", "activations", "dictionary", "evaluation", "codes", "index", "labels", "effects", "atlas")
 OUTSIDE = {"seconds.json", "summary.json", ".lock"}
 """Times and locks: all that may differ between two runs."""
 

@@ -20,7 +20,8 @@ ROOT = Path(__file__).parent.parent
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
-        *("analysis.encode", "analysis.export.html", "analysis.index.build", "analysis.label.fit", "datasets", "numba"),
+        *("analysis.effects.fit", "analysis.encode", "analysis.export.html", "analysis.index.build"),
+        *("analysis.label.fit", "datasets", "numba"),
         *("sae.cli", "sae.harvest", "sae.kernels.numba", "sae.run", "sae.sweep", "train.evaluate", "train.trainer"),
     ]
 )

@@ -26,6 +26,11 @@ STAGES: dict[str, tuple[str, str, str]] = {
         "label latents and score the labels on held-out documents",
         "sae label configs/embedded.yaml",
     ),
+    "effects": (
+        "effects",
+        "measure what each latent does to the network's output",
+        "sae effects configs/embedded.yaml analysis.effects.firings=16",
+    ),
 }
 """The box that each builds, its help and an example."""
 
