@@ -51,6 +51,8 @@ class Index:
         self._latents = Table(self._index / "latents.parquet")
         self._examples = Table(self._index / "examples.parquet")
         self._label_rows = Table(self._labels / "labels.parquet")
+        self._effects = self._of_codes("effects", labels.inputs.get("codes"))
+        self._effect_rows = Table(self._effects / "effects.parquet") if self._effects else None
         tokens = pq.read_table(self._index / "tokens.parquet")
         self.strings: list[str] = tokens["text"].to_pylist()
         self._splits: dict[str, TokenSplit] = {}
@@ -63,8 +65,8 @@ class Index:
 
     def view(self, latent: int) -> dict[str, Any]:
         """All that is known of a latent, as JSON values: its row of the index, with the text of tokens and the labels
-        of companions, its label's record, its examples with their tokens; where they have been made, `windows`, the
-        label's scores on windows, and `llm`, the label of a language model.
+        of companions, its label's record, its examples with their tokens; where they have been made, `does`, the record
+        of what it does to the output, `windows`, the label's scores on windows, and `llm`, a language model's label.
 
         Raises:
             ConfigError: there is no such latent.
@@ -83,7 +85,16 @@ class Index:
         windows = self._windows.rows(latent) if self._windows else []
         llm = self._llm_labels.rows(latent) if self._llm_labels else []
         label = self._label_rows.rows(latent)[0]
-        return {**row, "label": label, "windows": windows, "llm": llm[0] if llm else None, "examples": examples}
+        does = self._effect_rows.rows(latent)[0] if self._effect_rows else None
+        asked = {"windows": windows, "llm": llm[0] if llm else None}
+        return {**row, "label": label, "does": does, **asked, "examples": examples}
+
+    def _of_codes(self, name: str, digest: str | None) -> Path | None:
+        """The folder of a box that may be missing, if it is finished and of these codes."""
+        if not (self.run / name / "manifest.json").exists():
+            return None
+        box = open_box(self.run / name)
+        return box.path if box.inputs.get("codes") == digest else None
 
     def _of_labels(self, name: str, digest: str) -> Table | None:
         """The table of a box that is made on demand, if it has been, and of these labels."""
@@ -219,7 +230,7 @@ class Index:
         }
 
     def sql(self, query: str) -> pa.Table:
-        """What a query in DuckDB's SQL gives, of the tables `latents`, `examples`, `labels` and `tokens`.
+        """What a query in DuckDB's SQL gives, of the tables `latents`, `examples`, `labels`, `effects` and `tokens`.
 
         Raises:
             ConfigError: DuckDB is not installed, or does not understand the query.
@@ -228,13 +239,11 @@ class Index:
             import duckdb
         except ImportError:
             raise ConfigError("SQL needs DuckDB: pip install 'sae-atlas[query]'") from None
+        boxes = {"latents": self._index, "examples": self._index, "tokens": self._index, "labels": self._labels}
+        if self._effects:
+            boxes["effects"] = self._effects
         with duckdb.connect() as connection:
-            for name, box in (
-                ("latents", self._index),
-                ("examples", self._index),
-                ("tokens", self._index),
-                ("labels", self._labels),
-            ):
+            for name, box in boxes.items():
                 connection.read_parquet(str(box / f"{name}.parquet")).create_view(name)
             try:
                 found = connection.sql(query)

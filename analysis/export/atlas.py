@@ -39,9 +39,12 @@ SCORES = {
     **{f"{name}_f1": (name, "f1") for name in ("token", "token_set", "other")},
 }
 """Where in `labels.parquet` each entry of the score card is; one that is missing, or null, is not shown."""
+DOES = ("status", "text", "verb", "tokens", "kl", "other_latent", "removed", "added", "amount", "n_fit", "n_select")
+"""What a page has of `effects.parquet`."""
 SUMMARY = (
     *("l0", "fvu", "pca_fvu", "ce_recovered", "kl", "dead_fraction"),
     *("labelled_fraction", "beats_token_fraction", "median_f1", "median_token_f1"),
+    *("does_fraction", "does_beats_nulls_fraction", "median_effect"),
 )
 """Figures of the run that the first screen shows, where they are known."""
 
@@ -63,6 +66,8 @@ class AtlasInput:
     """`index/examples.parquet`, with `EXAMPLE_COLUMNS`."""
     labels: pa.Table
     """`labels/labels.parquet`, with `LABEL_COLUMNS` and as much of `family`, `text` and `SCORES` as there is."""
+    effects: pa.Table | None = None
+    """`effects/effects.parquet`, with `latent` and `DOES`; none where it was not measured what latents do."""
     tokens: TokenStore
     token_strings: Sequence[str]
     """The decoded text of each token id."""
@@ -87,6 +92,7 @@ class Atlas:
         self.latents: list[dict[str, Any]] = given.latents.select(LATENT_COLUMNS).sort_by("latent").to_pylist()
         by_latent = {label["latent"]: label for label in given.labels.to_pylist()}
         self.labels = [_label(latent, by_latent.get(latent["latent"], {})) for latent in self.latents]
+        self.does = _does(self.latents, given.effects)
         self.order = interesting_first(self.latents, self.labels)
         self._examples = _ordered(given.examples)
         owners = self._examples["latent"].to_numpy()
@@ -124,6 +130,7 @@ class Atlas:
                     for name in ("latent", "n_fired", "density", "max_value", "token_r2")
                 },
                 **{name: [label[name] for label in self.labels] for name in ("text", "f1", "token_f1", "auprc")},
+                "does": [does.get("text") or "" for does in self.does],
                 "status": [STATUSES.index(label["status"]) for label in self.labels],
                 "family": [families.index(label["family"]) if label["family"] else -1 for label in self.labels],
                 "triggers": [latent["trigger_tokens"][:N_SEARCH_TOKENS] for latent in self.latents],
@@ -157,6 +164,7 @@ class Atlas:
             "next": [latent["next_tokens"], latent["next_counts"], _rounded_all(latent["next_lifts"])],
             "cofiring": [latent["cofiring"], _rounded_all(latent["cofiring_rates"])],
             "scores": {name: self.labels[row][name] for name in SCORES},
+            "does": self.does[row],
             "strata": [
                 {"name": name, "n": names.count(name), **_range(name, latent["histogram"])}
                 for name in dict.fromkeys(names)
@@ -239,6 +247,23 @@ def _label(latent: Mapping[str, Any], label: Mapping[str, Any]) -> dict[str, Any
         "family": label.get("family") or "",
         "text": label.get("text") or "",
         **{name: _score(label, path) for name, path in SCORES.items()},
+    }
+
+
+def _does(latents: Sequence[Mapping[str, Any]], effects: pa.Table | None) -> list[dict[str, Any]]:
+    """What each latent does; nothing where that is not known."""
+    if effects is None:
+        return [{} for _ in latents]
+    _require(effects, ("latent", *DOES), "effects/effects.parquet")
+    rows = {row.pop("latent"): row for row in effects.select(["latent", *DOES]).to_pylist()}
+    return [_shortened(rows.get(latent["latent"], {})) for latent in latents]
+
+
+def _shortened(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers rounded, at any depth."""
+    return {
+        name: _shortened(value) if isinstance(value, dict) else rounded(value) if isinstance(value, float) else value
+        for name, value in record.items()
     }
 
 

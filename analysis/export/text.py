@@ -6,6 +6,10 @@ from typing import Any
 from analysis.export.atlas import SHOWN
 
 N_LISTED = 8
+DOES_NOTES = {
+    "abstained": "No measurable effect on single tokens.",
+    "rare": "Fires too seldom for its effect on the output to be told.",
+}
 
 
 def describe(view: Mapping[str, Any]) -> str:
@@ -19,6 +23,7 @@ def describe(view: Mapping[str, Any]) -> str:
             f"best single token {token['f1'] if token else 0:.2f}"
         )
     lines += [_on_windows(view["windows"]), *_language_model(view["llm"])]
+    lines += _does(view["does"]) if view["does"] else []
     if not view["n_fired"]:
         return "\n".join(line for line in [*lines, "   never fires"] if line)
     lines += [
@@ -55,6 +60,25 @@ def _language_model(row: Mapping[str, Any] | None) -> list[str]:
         return []
     said = _shown(row["text"]) if row["text"] else row["status"]
     return [_listed("model says", [said + (" (the rule's words)" if row["source"] == "rule" else "")])]
+
+
+def _does(record: Mapping[str, Any]) -> list[str]:
+    """What the latent does to the output, and how far that was tested."""
+    if record["text"] is None:
+        return [f"   {DOES_NOTES[record['status']]}"] if record["status"] in DOES_NOTES else []
+    lines = [f"   {_visible(record['text'])}"]
+    for name, words in (("removed", "taken away where it fires"), ("added", "added where it is silent")):
+        effect = record[name]
+        if effect:
+            low, high = effect["low"], effect["high"]
+            interval = "" if low is None else f" ({low:.2f} to {high:.2f})"
+            nulls = ", ".join(
+                f"{null} {effect[key]:.2f}"
+                for key, null in (("other_label", "another's label"), ("chance", "random directions"))
+                if effect[key] is not None
+            )
+            lines.append(f"      {words}: {effect['nats']:.2f} nats{interval}{nulls and '; ' + nulls}")
+    return lines
 
 
 def _parts(tokens: Sequence[str], at: int) -> tuple[str, str, str]:

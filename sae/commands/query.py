@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
     asked.add_argument("--near", type=int, metavar="N", help="latents whose decoder direction is like that of a latent")
     asked.add_argument("--near-encoder", type=int, metavar="N", help="the same by encoder direction")
     asked.add_argument("--overlap", type=int, nargs=2, metavar=("N", "M"), help="how far two latents fire together")
-    asked.add_argument("--sql", metavar="QUERY", help="DuckDB's SQL over latents, examples, labels, tokens")
+    asked.add_argument("--sql", metavar="QUERY", help="DuckDB's SQL over latents, examples, labels, effects, tokens")
     parser.add_argument("--top", type=int, metavar="K", help="answers, at most (20; of SQL all)")
     parser.add_argument("--json", action="store_true", help="as JSON; --overlap always is")
 

@@ -38,6 +38,16 @@ LABEL = {
     **{"scores": {"f1": 0.8, "recall": 0.7}, "token": {"f1": 0.5}, "token_set": None, "n_test": 12},
     **{"decile_recall": [0.12345, None], "token_text": "“dog”", "beats_token": True},
 }
+DOES = {
+    **{"latent": 0, "status": "labelled", "text": f"Promotes {HOSTILE} (+0.5 nats).", "verb": "promotes"},
+    **{"tokens": [1, 2], "kl": 0.0123456, "other_latent": 2, "amount": 1.5, "n_fit": 9, "n_select": 8},
+    "removed": {
+        **{"n": 12, "nats": 0.51234, "low": 0.4, "high": 0.65, "right": 1.0, "percentile": 0.98765},
+        **{"other_label": -0.01, "chance": 0.25},
+    },
+    "added": None,
+}
+ABSTAINED = {**dict.fromkeys(DOES), "latent": 2, "status": "abstained", "kl": 0.5, "n_fit": 9, "n_select": 8}
 CHROMIUM = shutil.which("chromium")
 
 
@@ -94,6 +104,7 @@ def atlas(store: tokens.TokenStore, **other: Any) -> AtlasInput:
         "latents": pa.Table.from_pylist([latent(2, 1), latent(0, 2), latent(1, 0)]),
         "examples": pa.Table.from_pylist([LAST_CAT, DOG, {**DOG, "kind": "quantile", "stratum": "q90-100%"}]),
         "labels": pa.Table.from_pylist([LABEL]),
+        "effects": pa.Table.from_pylist([ABSTAINED, DOES]),
         "tokens": store,
         "token_strings": ["the", " dog", HOSTILE, "\n", " cat", "?"],
         "summary": {"fvu": 0.123456, "l0": 2.0, "n_by_status": {"labelled": 1}},
@@ -128,6 +139,7 @@ def test_the_index_reads_back(store, tmp_path):
     assert [index["statuses"][code] for code in columns["status"]] == ["labelled", "silent", "unlabelled"]
     assert columns["family"] == [0, -1, -1]
     assert columns["f1"] == [0.8, None, None]
+    assert columns["does"] == [DOES["text"], "", ""]
     assert index["tokens"] == ["the", " dog", HOSTILE, "\n", " cat", "?"]
     assert index["order"] == [0, 2, 1]
     assert {name: value for name, value in index["summary"].items() if value is not None} == {"fvu": 0.123, "l0": 2}
@@ -142,6 +154,10 @@ def test_a_chunk_reads_back(store, tmp_path):
         **{"f1": 0.8, "recall": 0.7, "token_f1": 0.5, "n_test": 12},
         **{"decile_recall": [0.123, None], "token_text": "“dog”", "beats_token": True},
     }
+    removed = {**DOES["removed"], "nats": 0.512, "percentile": 0.988, "right": 1}
+    known = {name: value for name, value in DOES.items() if name != "latent"}
+    assert first["does"] == {**known, "kl": 0.0123, "removed": removed}
+    assert (chunk["latents"][1]["does"], chunk["latents"][2]["does"]["status"]) == ({}, "abstained")
     assert first["examples"]["position"] == [1, 7], "tenths by rank are in the index only"
     assert first["promoted"] == [[2, 3], [1.23, 0.5]]
     assert first["triggers"] == [[1], [2], [1]]
@@ -208,6 +224,14 @@ def test_chunks_hold_64_latents(store):
     joined = Atlas(atlas(store, latents=latents))
     assert joined.n_chunks == 2
     assert [details["latent"] for details in joined.chunk(1)["latents"]] == [64]
+
+
+def test_effects_may_not_have_been_measured(store):
+    joined = Atlas(atlas(store, effects=None))
+    assert joined.index()["columns"]["does"] == ["", "", ""]
+    assert [details["does"] for details in joined.chunk(0)["latents"]] == [{}, {}, {}]
+    with pytest.raises(StoreError, match=r"^effects/effects.parquet: lacks status, text"):
+        Atlas(atlas(store, effects=pa.table({"latent": [0]})))
 
 
 def test_a_missing_column_is_named(store):
@@ -292,5 +316,12 @@ def test_a_browser_draws_a_feature(store, tmp_path):
     assert '<span class="t on at" tabindex="0" style="--a: 1.000;"> dog</span>' in feature
     assert '<span class="t on at" tabindex="0" style="--a: 0.490;"> cat</span>' in feature
     assert "0–50% of the maximum, 50% of its firings" in feature
+    assert "In part: one of the two interventions" in feature
+    assert '<b class="number">0.51</b>' in feature
+    assert "where it fires; right in 100% of 12 places, 95% interval 0.40 to 0.65" in feature
+    assert "changes by 0.0123 nats (KL)" in feature
+    assert "<img" not in feature.split("<script>")[0]
+    abstained = dump_dom(f"{address}#/latent/2", tmp_path / "profile")
+    assert "No measurable effect on single tokens" in abstained
     missing = dump_dom(f"{address}#/latent/9", tmp_path / "profile")
     assert "There is no latent 9 in this dictionary." in missing

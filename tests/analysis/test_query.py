@@ -14,6 +14,8 @@ import torch
 from safetensors.numpy import save_file
 
 from analysis.config import IndexConfig, LabelConfig
+from analysis.effects import tables as effect_tables
+from analysis.effects.record import Effect, EffectRecord
 from analysis.export.text import describe
 from analysis.index import build as build_module
 from analysis.index.build import build as build_index
@@ -74,7 +76,20 @@ def run(tmp_path_factory, firings, token_store, tokenizer, gpt2):
     for name, build in {"codes": codes, "index": index, "dictionary": dictionary}.items():
         stage(root / name, {}, build)
     stage(root / "labels", {}, lambda out: write(records(), out))
+    stage(root / "effects", {}, lambda out: effect_tables.write(effects(), out))
     return root
+
+
+def effects() -> list[EffectRecord]:
+    """One latent does something, whose taking away is known; of one it could not be told, and three abstain."""
+    names = ("text", "verb", "tokens", "source", "select_effect", "kl", "other_latent", "removed", "added", "amount")
+    found = [EffectRecord(latent=i, status="abstained", n_fit=9, n_select=9, **dict.fromkeys(names)) for i in range(N)]
+    removed = Effect(9, 0.8123, 0.5, 1.25, 1.0, 0.99, 0.125, 0.25)
+    said = {"text": "Promotes “e” (+0.81 nats).", "verb": "promotes", "tokens": [5], "source": "lens"}
+    added = replace(removed, nats=0.375, low=None, high=None, other_label=None, chance=None)
+    found[0] = replace(found[0], status="labelled", removed=removed, added=added, **said)
+    found[3] = replace(found[3], status="rare")
+    return found
 
 
 def records():
@@ -102,6 +117,7 @@ def test_the_view_of_a_latent_has_all_that_is_known_of_it(index, firings, token_
     assert (view["latent"], view["n_fired"]) == (0, len(firings[0]))
     assert view["label"]["text"] == "Fires on the King’s letter “e”."
     token = frequent(token_store)
+    assert (view["does"]["text"], view["does"]["removed"]["nats"]) == ("Promotes “e” (+0.81 nats).", 0.8123)
     assert view["triggers"] == [
         {"token": token, "count": len(firings[0]), "rate": 1.0, "mass": 1.0, "text": strings[token]}
     ]
@@ -118,6 +134,15 @@ def test_the_view_of_a_latent_has_all_that_is_known_of_it(index, firings, token_
         assert example["document"]["id"] == split.documents["id"][document[0]]
         assert example["document"]["offset"] == offset[0]
     assert not index.view(4)["examples"]
+
+
+def test_a_run_without_effects_answers_all_else(run, tmp_path):
+    for name in ("tokens", "codes", "index", "labels", "dictionary"):
+        (tmp_path / name).symlink_to(run / name)
+    bare = Index(tmp_path)
+    assert bare.view(0)["does"] is None
+    assert describe(bare.view(0)).splitlines()[1].startswith("   fires ")
+    assert bare.search("king")
 
 
 def test_rows_are_found_in_whichever_group_they_lie(index, run):
@@ -229,6 +254,9 @@ def test_sql(index, firings):
     assert [row["n_fired"] for row in found] == [len(own) for own in firings]
     assert found[2]["text"] == "Fires just after kings and queens."
     assert index.sql("select count(*) as n from tokens").to_pylist() == [{"n": 300}]
+    assert index.sql("select latent, removed.nats from effects where verb = 'promotes'").to_pylist() == [
+        {"latent": 0, "nats": 0.8123}
+    ]
     assert index.sql("select min(value) as least from examples where kind = 'top'").to_pylist()[0]["least"] > 0
 
 
@@ -277,7 +305,7 @@ def test_the_tokens_of_a_member_of_a_sweep_are_those_of_its_run(index, run, tmp_
     member = tmp_path / "sweep" / "k=8"
     member.mkdir(parents=True)
     (tmp_path / "tokens").symlink_to(run / "tokens")
-    for name in ("index", "labels", "codes", "dictionary"):
+    for name in ("index", "labels", "effects", "codes", "dictionary"):
         (member / name).symlink_to(run / name)
     monkeypatch.chdir(member.parent)
     assert Index(Path("k=8")).view(0) == index.view(0)
@@ -307,12 +335,19 @@ def test_a_latent_in_a_terminal(index):
     text = describe(index.view(0))
     lines = text.splitlines()
     assert lines[0] == "0: Fires on the King’s letter “e”."
+    assert lines[1:4] == [
+        "   Promotes “e” (+0.81 nats).",
+        "      taken away where it fires: 0.81 nats (0.50 to 1.25); another's label 0.12, random directions 0.25",
+        "      added where it is silent: 0.38 nats",
+    ]
+    assert describe(index.view(1)).splitlines()[1] == "   No measurable effect on single tokens."
+    assert describe(index.view(3)).splitlines()[1] == "   Fires too seldom for its effect on the output to be told."
     assert any(line.startswith("   fires on:") and "100%" in line for line in lines)
     assert f"on 1 in {1 / index.view(0)['density']:,.0f} tokens" in text
     assert not any(line.lstrip().startswith("q9") for line in lines), "tenths are not shown"
     assert sum(line.lstrip().startswith("top ") for line in lines) == 8
     assert all("«" in line for line in lines if line.lstrip().startswith(("top ", "70-90%")))
-    assert describe(index.view(4)).splitlines() == ["4: silent", "   never fires"]
+    assert describe({**index.view(4), "does": None}).splitlines() == ["4: silent", "   never fires"]
 
 
 def test_no_text_commands_the_terminal(index):

@@ -10,7 +10,7 @@ function atlasIndex(index) {
   const rows = columns.latent.map((latent, row) => ({
     row, latent, n_fired: columns.n_fired[row], density: columns.density[row], max_value: columns.max_value[row],
     token_r2: columns.token_r2[row], text: columns.text[row], f1: columns.f1[row], token_f1: columns.token_f1[row],
-    auprc: columns.auprc[row], status: statuses[columns.status[row]], family: families[columns.family[row]] ?? "",
+    auprc: columns.auprc[row], does: columns.does[row], status: statuses[columns.status[row]], family: families[columns.family[row]] ?? "",
     triggers: columns.triggers[row],
   }));
   index.order.forEach((row, place) => { rows[row].place = place; });

@@ -74,13 +74,14 @@ function densityHistogram(densities) {
   });
 }
 
-/** One line of the score card: a value on an axis from 0 to 1, with its interval if there is one. */
-function scoreLine({ name, hint, value, low, high, main }) {
+/** One line of a score card: a value on an axis from 0 to `top`, with its interval if there is one. */
+function scoreLine({ name, hint, value, low, high, main, top = 1 }) {
+  const along = (x) => Math.min(1, Math.max(0, x / top));
   return el("div", { class: main ? "scoreline main" : "scoreline" },
     el("span", { class: "name" }, name),
     el("span", { class: "axis", "aria-hidden": "true" },
-      low != null && high != null && el("span", { class: "interval", "--low": low, "--high": high }),
-      el("span", { class: "dot", "--x": value })),
+      low != null && high != null && el("span", { class: "interval", "--low": along(low), "--high": along(high) }),
+      el("span", { class: "dot", "--x": along(value) })),
     el("b", { class: "number" }, score(value)),
     el("span", { class: "hint" }, hint));
 }

@@ -43,6 +43,7 @@ function hero(row) {
       el("a", { href: linkTo(row), title: "Permanent link to this feature" }, `Feature ${row.latent}`),
       el("span", { class: `status ${row.status}` }, row.status), row.family && el("span", {}, row.family)),
     el("h1", { tabindex: "-1", class: row.text.length > 90 && "long" }, heading),
+    row.does && el("p", { class: "does" }, el("bdi", {}, visible(row.does))),
     STATUS_NOTES[row.status] && el("p", { class: "sub" }, STATUS_NOTES[row.status]),
     !silent && el("div", { class: "facts" },
       fact(`1 in ${whole(Math.round(1 / row.density))}`, "tokens make it fire", `density ${percent(row.density)}, ${whole(row.n_fired)} firings`),
@@ -63,19 +64,20 @@ function body(row, details, documents) {
   const strength = panel("How strongly it fires", "Tokens by activation; note the logarithmic axis.", activationHistogram(details.histogram, row.max_value));
   const triggers = panel("Fires on", "Tokens it fires on most often, and how often it fires when the token occurs.", triggerTable(details.triggers));
   const lens = details.promoted[0].length > 0 &&
-    panel("Promotes and suppresses", "Next tokens that the feature makes more or less likely, by its direct path to the output.", lensTables(details));
+    panel("Promotes and suppresses", "Next tokens that the feature makes more or less likely, by its direct path to the output, as the weights have it.", lensTables(details));
   const follows = details.next[0].length > 0 &&
     panel("Is followed by", "Next tokens in the text where it fires, and how many times as often as anywhere.", nextTable(details.next));
   const together = details.cofiring[0].length > 0 &&
     panel("Fires together with", "Features that are active on the same tokens beyond chance, and on what share of them.", neighbourList(details.cofiring));
   const neighbours = panel("Points the same way", "Features with the most similar decoder direction, by cosine.", neighbourList(details.neighbours));
-  const card = scoreCard(details.scores);
+  const card = scoreCard(details.scores), does = effectCard(details.does), hasEffect = Boolean(details.does.text);
   return [
     el("div", { class: "band" }, card || triggers, strength),
+    hasEffect && el("div", { class: lens ? "band" : "" }, does, lens),
     el("div", { class: "split" },
       exampleSection(row, details, documents),
-      el("aside", {}, card && triggers, lens, follows, together, neighbours)),
-  ];
+      el("aside", {}, card && triggers, !hasEffect && [does, lens], follows, together, neighbours)),
+  ].filter(Boolean);
 }
 
 /* ---- score card ---- */
@@ -121,6 +123,51 @@ function verdict(s) {
   const margin = s.f1 - s.token_f1;
   if (margin >= 0.02) return `Yes, and better than any single token by ${score(margin)}.`;
   return margin > -0.02 ? "About as well as the best single token does." : `Less well than the best single token, by ${score(-margin)}.`;
+}
+
+/* ---- what it does ---- */
+
+const DOES_NOTES = {
+  abstained: "No measurable effect on single tokens: taking it away changes none of them reliably, and more than random directions change some.",
+  rare: "It fires too seldom for its effect on the output to be told.",
+  unmeasured: "It was not measured what the features of this run do to the output.",
+};
+
+/** The label of what it does, by intervention, beside its nulls. */
+function effectCard(does) {
+  if (!does.status || does.status === "silent") return "";
+  const panel = (title, ...content) => el("section", { class: "panel" }, el("h2", {}, title), ...content);
+  const kl = does.kl != null && el("p", { class: "hint" }, `Without it, where it fires, the next-token distribution changes by ${short(does.kl)} nats (KL).`);
+  if (!does.text) return panel("What it does to the output", el("p", { class: "sub" }, DOES_NOTES[does.status]), kl);
+  const kinds = [
+    ["Taken away", "where it fires", does.removed],
+    ["Added", `where it is silent, as much as ${short(does.amount)} of activation`, does.added],
+  ].filter(([, , effect]) => effect);
+  const top = Math.max(0.01, ...kinds.flatMap(([, , e]) => [e.nats, e.high, e.other_label, e.chance].filter((x) => x != null)));
+  return panel("Does the effect hold?",
+    el("p", { class: "sub" }, doesVerdict(kinds.map(([, , effect]) => effect))),
+    el("p", { class: "chips" }, `${does.verb === "promotes" ? "Promotes" : "Suppresses"} `, does.tokens.map(chip)),
+    el("div", { class: "scorelines" }, kinds.flatMap(([name, where, effect]) => effectLines(name, where, effect, does.other_latent, top))),
+    el("p", { class: "hint foot" }, "Nats by which the named tokens’ log-probability moves as the label says, beyond that of tokens as common, on documents that had no part in making the label."),
+    kl);
+}
+
+function effectLines(name, where, effect, other, top) {
+  const interval = effect.low == null ? "" : `, 95% interval ${score(effect.low)} to ${score(effect.high)}`;
+  const another = other == null ? "another feature" : el("a", { href: `#/latent/${other}` }, `feature ${other}`);
+  return [
+    { name, value: effect.nats, low: effect.low, high: effect.high, main: true, top,
+      hint: `${where}; right in ${percent(effect.right)} of ${whole(effect.n)} places${interval}` },
+    { name: "Another’s label", value: effect.other_label, top, hint: ["the tokens of ", another, " instead"] },
+    { name: "Random directions", value: effect.chance, top, hint: "of its size, with labels of their own; 95% stay below" },
+  ].filter((line) => line.value != null).map(scoreLine);
+}
+
+function doesVerdict(effects) {
+  const isAbove = (effect) => effect.nats > Math.max(0, effect.other_label ?? 0, effect.chance ?? 0);
+  const n = effects.filter(isAbove).length;
+  if (effects.length === 2 && n === 2) return "Yes, both when it is taken away and when it is added.";
+  return n === 0 ? "No, not more than its nulls do." : "In part: one of the two interventions moves them no more than its nulls do, or could not be made.";
 }
 
 /* ---- examples ---- */

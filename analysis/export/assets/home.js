@@ -8,7 +8,8 @@ let list = [];
 
 const COLUMNS = [
   { key: "latent", title: "No.", hint: "Number of the latent", draw: (row) => String(row.latent) },
-  { key: "text", title: "Label", hint: "What it fires on", draw: labelCell },
+  { key: "text", title: "Label", hint: "What it fires on, and below it what it does to the output",
+    draw: (row) => [labelCell(row), row.does && el("span", { class: "does" }, el("bdi", {}, visible(row.does)))] },
   { key: "family", title: "Family", hint: "Kind of rule behind the label", draw: (row) => row.family || "–" },
   { key: "f1", title: "F1", down: true, hint: "F1 of the label on held-out text; the tick is the best single-token rule",
     draw: (row) => (row.f1 == null ? "–" : [score(row.f1), scoreBar(row.f1, row.token_f1)]) },
@@ -57,6 +58,7 @@ function howToRead() {
       line("Feature", "One unit (latent) of the dictionary. At each token of the text it is silent, or it fires with some strength. What it fires on is what it seems to stand for."),
       line("Colour", ["The deeper the ", el("span", { class: "t on", "--a": 0.75 }, "colour"), " behind a token, the more strongly the feature fires there. The token in question is ", el("span", { class: "t on at", "--a": 0.4 }, "underlined"), "."]),
       line("Label", "A sentence made from a rule that predicts where the feature fires. The rule was fitted on some documents, chosen on others, and scored once on a third set."),
+      line("Promotes, suppresses", "What the feature does to the next token, tested by taking it away where it fires and adding it where it is silent. Nats say how far the named tokens’ log-probability moves beyond that of tokens as common."),
       line("F1", ["How well that rule finds the firings of the held-out text: 1 is perfect. The tick ", scoreBar(0.8, 0.5), " marks the best rule that looks at one token only. A label is worth its distance from the tick."]),
       line("Abstained", "No rule predicted it well enough, so it is shown without a label rather than with a poor one. Rare: too few firings to fit or to choose by. Silent: it never fires in the text that labels are made from."),
       line("Density", "The share of tokens on which the feature fires."),
@@ -78,7 +80,9 @@ function health() {
       tile(given(s.dead_fraction, percent), "dead", "latents silent on the test documents"),
       tile(given(s.labelled_fraction, percent), "labelled", "of the features that fire"),
       tile(given(s.median_f1, score), "median F1", s.median_token_f1 == null ? "held out" : `held out; single token ${score(s.median_token_f1)}`),
-      tile(given(s.beats_token_fraction, percent), "beat one token", "labels above the best single token")),
+      tile(given(s.beats_token_fraction, percent), "beat one token", "labels above the best single token"),
+      tile(given(s.does_beats_nulls_fraction, percent), "do what they say", "of the features that fire: it beats its nulls"),
+      tile(given(s.median_effect, short), "nats of effect", "median, on the tokens named")),
     el("figure", {}, el("figcaption", {}, "Features by density, the share of tokens on which they fire"),
       densityHistogram(atlas.columns.density)));
 }
@@ -118,9 +122,9 @@ function table() {
 
 /* ---- what is shown now ---- */
 
-/** Words of a query must each be in the label, begin one of its trigger tokens, or be its number. */
+/** Words of a query must each be in a label, begin one of its trigger tokens, or be its number. */
 function matches(row, words) {
-  const label = `${row.text} ${row.family}`.toLowerCase();
+  const label = `${row.text} ${row.does} ${row.family}`.toLowerCase();
   const tokens = row.triggers.map((token) => (atlas.tokens[token] ?? "").trim().toLowerCase());
   return words.every((word) => label.includes(word) || String(row.latent) === word || tokens.some((token) => token.startsWith(word)));
 }
