@@ -208,7 +208,7 @@ class EffectsConfig:
     places where it is silent at which it is added; 0: effects are not measured."""
     tokens: Positive = 40_960
     """Tokens of each split within which they lie, at most; contexts from all over it."""
-    lengths: tuple[Positive, ...] = (1, 3, 10)
+    lengths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 3, 10)
     """How many tokens a label may name."""
     controls: Positive = 4
     """Tokens of like frequency that each named one is compared with."""
