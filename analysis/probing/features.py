@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy.sparse import coo_matrix, csr_matrix
 
-from analysis.quality.sample import ranges
+from analysis.codes import spread_out
 from sae.dictionary import Dictionary
 from sae.store import Pairs
 
@@ -29,7 +29,7 @@ def features(dictionary: Dictionary, pairs: Pairs, starts: np.ndarray, stops: np
     where the one before it ends or later."""
     device, n_latents = dictionary.directions.device, len(dictionary.directions)
     sizes = stops - starts
-    rows, stretches = ranges(starts, sizes), np.repeat(np.arange(len(starts)), sizes)
+    rows, stretches = spread_out(starts, sizes), np.repeat(np.arange(len(starts)), sizes)
     raw, parts = None, list[coo_matrix]()
     for begin in range(int(starts[0]) // WINDOW * WINDOW, int(stops[-1]), WINDOW):
         first, last = np.searchsorted(rows, [begin, begin + WINDOW])

@@ -11,11 +11,11 @@ from typing import Literal
 
 import numpy as np
 
-from analysis.codes import Codes
+from analysis.codes import Codes, spread_out
 from analysis.label.forms import PATTERNS
 from analysis.label.places import places_of
 from analysis.parts import scrambled
-from analysis.quality.sample import Sample, ranges
+from analysis.quality.sample import Sample
 from analysis.splits import FitView, TestView, View
 
 QUESTIONS: dict[str, str] = {
@@ -107,7 +107,7 @@ def source_tasks(fit: Sample, test: Sample, sources: Sequence[Sequence[str]], sk
 def rows_of(sample: Sample) -> np.ndarray:
     """`[n_rows]`: the number in the whole split of each row of a sample."""
     bounds = np.array(sample.bounds).reshape(-1, 2)
-    return ranges(bounds[:, 0], bounds[:, 1] - bounds[:, 0])
+    return spread_out(bounds[:, 0], bounds[:, 1] - bounds[:, 0])
 
 
 def _asked(sample: Sample, kind: type[View], strings: tuple[str, ...], skip: int) -> dict[str, Examples]:

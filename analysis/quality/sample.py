@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from analysis.codes import spread_out
 from analysis.parts import merged, scrambled
 from sae.tokens import TokenSplit
 
@@ -78,7 +79,7 @@ def sample(split: TokenSplit, skip: int, n_tokens: int) -> Sample:
     order = np.argsort(scrambled(np.arange(len(lengths))), kind="stable")
     n = max(1, int(np.searchsorted(np.cumsum(lengths[order]), n_tokens, side="right")))
     contexts = np.sort(order[:n])
-    positions = ranges(split.context_starts[contexts], lengths[contexts])
+    positions = spread_out(split.context_starts[contexts], lengths[contexts])
     documents = split.locate(positions)[0]
     chosen = TokenSplit(
         split.name,
@@ -96,12 +97,6 @@ def sample(split: TokenSplit, skip: int, n_tokens: int) -> Sample:
     n_units = int(known.max()) + 1
     groups = known * MOST_GROUPS // n_units if n_units > MOST_GROUPS else known
     return Sample(chosen, bounds, documents, groups.astype(np.int64), unit, n_tokens, len(split.tokens))
-
-
-def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """`starts[0], starts[0] + 1, …, starts[1], …`: all numbers of some ranges, int64."""
-    before = np.cumsum(lengths) - lengths
-    return np.arange(int(lengths.sum())) - np.repeat(before, lengths) + np.repeat(starts, lengths)
 
 
 def _begins(positions: np.ndarray, documents: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from analysis.quality import sample as module
-from analysis.quality.sample import ranges, sample
+from analysis.quality.sample import sample
 from sae.tokens import TokenSplit
 
 
@@ -75,7 +75,3 @@ def test_many_documents_are_drawn_a_few_together(monkeypatch):
     }
     assert len(together) == 100
     assert np.bincount(list(together.values())).tolist() == pytest.approx([3.33] * 30, abs=0.7)
-
-
-def test_ranges():
-    assert ranges(np.array([3, 10, 20]), np.array([2, 0, 3])).tolist() == [3, 4, 20, 21, 22]
