@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.windows.items import KINDS
 from benchmarks import architecture_table, dashboard_tables, ground_truth, ground_truth_tables, training
 from benchmarks.markdown import table
 from benchmarks.results import RESULTS
@@ -48,6 +49,9 @@ def main() -> None:
     nulls = RESULTS / "nulls.json"
     if nulls.exists():
         _fill(ROOT / "README.md", "nulls", nulls_table(json.loads(nulls.read_text())["figures"]))
+    windows = RESULTS / "windows.json"
+    if windows.exists():
+        _fill(ROOT / "docs" / "labels.md", "windows", windows_table(json.loads(windows.read_text())["figures"]))
     _fill(ROOT / "docs" / "architectures.md", "architectures", _architectures())
 
 
@@ -97,6 +101,21 @@ def nulls_table(figures: dict[str, Any]) -> str:
         *("units", "live", "of tokens, a unit", "labelled", "label beats every null"),
         *("median F1", "median AUPRC margin"),
     )
+    return "\n".join(table(columns, rows))
+
+
+def windows_table(figures: dict[str, Any]) -> str:
+    """What labels are worth on windows, by task and kind of silent windows."""
+    rows = [
+        [
+            *(task, kind.replace("_", " "), f"{own['n_scored']:,}"),
+            *(f"{own[f'median_{name}']:.2f}" for name in ("balanced_accuracy", "token", "other")),
+            f"{own['median_margin']:+.2f}",
+        ]
+        for task in ("detection", "fuzzing")
+        for kind, own in sorted(figures[task].items(), key=lambda item: KINDS.index(item[0]))
+    ]
+    columns = ("task", "silent windows", "labels", "label", "single token", "another latent's label", "above the best")
     return "\n".join(table(columns, rows))
 
 

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import math
 import os
 import threading
 import urllib.error
@@ -171,4 +172,8 @@ class Endpoint:
 
 def _seconds(text: str | None) -> float | None:
     """Of a Retry-After header; a date is passed over."""
-    return float(text) if text is not None and text.strip().isdecimal() else None
+    try:
+        seconds = float(text or "")
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < math.inf else None

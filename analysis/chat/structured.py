@@ -82,11 +82,13 @@ def _repair(request: Request, reply: Reply, error: ValueError) -> Request:
 
 
 def read_json(model: type[M], text: str) -> M:
-    """The first JSON object in a reply, checked; what stands before or after it (a fence, a remark) is passed over.
+    """The first JSON object in a reply, checked; what stands before or after it (a fence, a remark, thoughts) is passed
+    over.
 
     Raises:
         ValueError: there is none, or it is not of this form.
     """
+    text = text.rpartition("</think>")[2]
     start = text.find("{")
     if start < 0:
         raise ValueError("there is no JSON object in it")

@@ -38,7 +38,7 @@ def build(
         DataError: the model cannot be reached.
     """
     backend = backend_of(cfg)
-    check_cost(labeller, cfg)
+    log.info("%s", check_cost(labeller, cfg))
     with opened(answers) as cache:
         asker = Asker(Client(backend, cache, prices_of(cfg), cfg.max_cost))
         choices = labeller.label(asker)
@@ -54,14 +54,13 @@ def build(
 
 
 def check_cost(labeller: Labeller, cfg: LlmConfig) -> str:
-    """Say what will be asked, and what it will cost; returns it.
+    """What will be asked, and what it will cost, in words.
 
     Raises:
         ConfigError: more than `cfg.max_cost`.
     """
     prices, estimate = prices_of(cfg), labeller.estimate()
     told = estimate.told(prices)
-    log.info("%s", told)
     if prices.cost(estimate.n_read, estimate.n_written) > cfg.max_cost:
         raise ConfigError(
             f"analysis.llm.max_cost = {cfg.max_cost}: the estimate is {told}; raise it, or ask for less with "

@@ -80,13 +80,14 @@ def facts(records: Sequence[WindowRecord], per_kind: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for (task, kind), own in groups.items():
         scored = [record for record in own if record.margin is not None]
+        rivals = {name: _median([getattr(record, name) for record in scored]) for name in ("token", "other", "rule")}
         found.setdefault(task, {})[kind] = {
             "n_scored": len(scored),
             "n_short_of_windows": sum(min(record.n_fires, record.n_silent) < per_kind for record in own),
             "n_failed": sum(record.scores.n_failed for record in own if record.scores),
             "median_balanced_accuracy": _median([r.scores.balanced_accuracy for r in scored if r.scores]),
             "median_margin": _median([record.margin for record in scored]),
-            **{f"median_{name}": _median([getattr(r, name) for r in scored]) for name in ("token", "other", "rule")},
+            **{f"median_{name}": score for name, score in rivals.items() if score is not None},
         }
     return found
 

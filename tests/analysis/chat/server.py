@@ -48,6 +48,13 @@ class Server:
                     with server._lock:
                         server.answered.append(body["messages"][-1]["content"])
 
+            def do_GET(self) -> None:
+                """Nobody should: it is what a redirect leads to."""
+                with server._lock:
+                    server.headers.append(dict(self.headers))
+                self.send_response(404)
+                self.end_headers()
+
             def log_message(self, *_: Any) -> None:
                 pass
 

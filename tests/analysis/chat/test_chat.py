@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from analysis.chat.cache import opened
 from analysis.chat.client import CHUNK, Client
 from analysis.chat.cost import Estimate, Prices
-from analysis.chat.endpoint import Endpoint, key_from
+from analysis.chat.endpoint import Endpoint, _seconds, key_from
 from analysis.chat.local import LocalModel
 from analysis.chat.request import Backend, Message, Refusal, Reply, Request, key_of
 from analysis.chat.structured import Asker, Failures, Question, read_json
@@ -115,6 +115,14 @@ def test_a_server_that_says_when_is_waited_for(cache):
         began = time.monotonic()
         client(server, cache).ask([request("a")])
         assert time.monotonic() - began > 0.9
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"), [("3", 3.0), ("0.5", 0.5), ("-1", None), ("inf", None), ("Fri, 1 Jan", None)]
+)
+def test_what_a_server_says_of_when(said, seconds):
+    assert _seconds(said) == seconds
+    assert _seconds(None) is None
 
 
 def test_a_timeout_is_tried_again(cache):
@@ -227,12 +235,16 @@ def test_the_key_is_written_nowhere(cache, tmp_path, caplog):
     assert files_with(tmp_path, "your key is") and not files_with(tmp_path, KEY)
 
 
-def test_the_key_goes_to_nobody_else(cache):
+@pytest.mark.parametrize("state", [301, 302, 303, 307, 308])
+def test_the_key_goes_to_nobody_else(cache, state):
     with serving(echo) as elsewhere:
         to = f"{elsewhere.url}/chat/completions"
-        with serving(lambda *_: (307, {"Location": to}, "")) as server, pytest.raises(DataError, match="HTTP 307"):
+        with (
+            serving(lambda *_: (state, {"Location": to}, "")) as server,
+            pytest.raises(DataError, match=f"HTTP {state}"),
+        ):
             client(server, cache).ask([request("a")])
-        assert elsewhere.bodies == []
+        assert elsewhere.headers == []
 
 
 def test_a_key_that_is_not_there_is_missed_before_anything_is_sent(monkeypatch):
@@ -302,6 +314,7 @@ def test_a_wrong_form_is_named(text, wrong):
 
 
 def test_json_is_found_among_words():
+    assert read_json(Sum, '<think>maybe {"total": 3}</think>{"total": 12}').total == 12
     assert read_json(Sum, 'Surely:\n```json\n{"total": 12, "why": "{"}\n``` as you see.').total == 12
 
 

@@ -433,6 +433,19 @@ def test_intruders_that_are_found_are_counted(views, known, cache):
     ]
 
 
+@pytest.mark.parametrize("place", [1, 3, 5])
+def test_whoever_always_names_one_place_is_right_when_the_intruder_stands_there(views, known, tmp_path, place):
+    fixed = Oracle(lambda prompt: f'{{"intruder": {place}}}' if kind_of(prompt) == "intruder" else '{"label": null}')
+    cfg = replace(CFG, latents=(0, 5), draft=False, test_windows=30, intruders=30)
+    with opened(tmp_path / f"{place}.sqlite") as own:
+        records = run(fixed, views, known, own, cfg)[0]
+    grid = Grid.cut(views[2], 12)
+    for latent, record in records.items():
+        items = sample(grid, latent, known.neighbours[latent], replace(WINDOWS, per_kind=30))
+        places = Counter(each.kind for each in intrusions(latent, items, grid, 30) if each.right == place)
+        assert {one.negatives: one.n_right for one in record.intruders if one.n_right} == places
+
+
 # --- cost ---
 
 

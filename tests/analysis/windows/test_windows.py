@@ -51,12 +51,13 @@ def view_of(firings: list[dict[int, float]], encoded: list[int] | None = None) -
 
 
 # Latent 0 fires on "a" but for those of windows 4 and 8 (there at 17 it is "b"), and strongly on 10;
-# latent 1, its neighbour, on "b"; latent 2 never; latent 3 on every token of window 7.
+# latent 1, its neighbour, on "b"; latent 2 never; latent 3 on every token of window 7; latent 4 where 1 does and on 42.
 FIRINGS = [
     {1: 1.0, 2: 0.2, 9: 3.0, 10: 4.0, 13: 2.0},
     {2: 1.0, 17: 5.0, 18: 1.0, 19: 2.0, 37: 1.0},
     {},
     {28: 1.0, 29: 1.0, 30: 1.0, 31: 1.0},
+    {18: 1.0, 38: 1.0, 42: 1.0},
 ]
 
 
@@ -121,6 +122,9 @@ def test_a_silent_window_of_a_neighbour_has_its_firings_marked(grid):
     assert marks(of_kind(sample(grid, 0, [1], CFG), "neighbour")) == {4: [17, 19], 9: [37]}
     # where the nearest has too few the next stands in; a window counts once
     assert set(marks(of_kind(sample(grid, 0, [1, 3], CFG), "neighbour"))) == {4, 9, 7}
+    both = of_kind(sample(grid, 0, [1, 4], CFG), "neighbour")
+    assert sorted(both.windows.tolist()) == [4, 9, 10]
+    assert marks(both) == {4: [17, 19], 9: [37], 10: [42]}  # what the nearest fires on is marked
     assert len(of_kind(sample(grid, 0, [2], CFG), "neighbour")) == 0
 
 
@@ -262,6 +266,17 @@ def test_there_are_as_many_items_of_each_kind_as_were_asked_for(crowd):
     assert [items.count(kind) for kind in KINDS] == [1000] * 5
     for kind in KINDS:
         assert len(set(of_kind(items, kind).windows.tolist())) == 1000
+
+
+def test_same_trigger_windows_have_the_triggers_of_the_true_ones_as_often(crowd):
+    grid, _ = crowd
+    items = sample(grid, 0, [], replace(CFG, per_kind=150))
+    fired = grid.fired(0)
+    peaks = fired.peaks[np.searchsorted(fired.windows, of_kind(items, "fires").windows)]
+    wanted = np.bincount(grid.view.tokens[peaks], minlength=8)
+    found = np.bincount(grid.view.tokens[of_kind(items, "same_trigger").marks.flat], minlength=8)
+    assert wanted.tolist() == found.tolist()
+    assert len(set(wanted.tolist())) > 3
 
 
 def test_a_perfect_judge_scores_1_and_one_that_never_changes_its_mind_exactly_half(crowd):
