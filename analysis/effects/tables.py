@@ -6,14 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.effects.record import EffectRecord
+from analysis.written import N_DIGITS, median, rounded
 from sae.files import publish
 
-N_DIGITS = 6
 ROW_GROUP = 128  # records that are read together
 STATUSES = ("labelled", "abstained", "rare", "silent", "unmeasured")
 
@@ -21,7 +20,7 @@ STATUSES = ("labelled", "abstained", "rare", "silent", "unmeasured")
 def write(records: Sequence[EffectRecord], out: Path, why_not: str | None = None) -> dict[str, Any]:
     """Write `effects.parquet`, one row a latent with all fields of `EffectRecord`, `removed` and `added` as structs;
     returns the facts of the box. Numbers are rounded to 6 decimals; equal records give equal bytes."""
-    rows = [_rounded(asdict(record)) for record in records]
+    rows = [rounded(asdict(record)) for record in records]
     table = pa.Table.from_pylist(rows, schema=_schema())
     publish(out / "effects.parquet", lambda path: pq.write_table(table, path, row_group_size=ROW_GROUP))
     return facts(records) | ({} if why_not is None else {"effects_not_available": why_not})
@@ -45,32 +44,18 @@ def facts(records: Sequence[EffectRecord]) -> dict[str, Any]:
         "does_fraction": _share(len(labelled), n_live),
         "does_beats_nulls_fraction": _share(sum(record.beats_nulls for record in labelled), n_live),
         "does_surely_beats_nulls_fraction": _share(sum(record.surely_beats_nulls for record in labelled), n_live),
-        "median_effect": _median([effect.nats for effect in removed]),
-        "median_effect_other_label": _median([effect.other_label for effect in removed]),
-        "median_effect_chance": _median([effect.chance for effect in removed]),
-        "median_effect_percentile": _median([effect.percentile for effect in removed]),
-        "median_added_effect": _median([effect.nats for effect in added]),
-        "median_added_effect_chance": _median([effect.chance for effect in added]),
-        "median_kl": _median([record.kl for record in records]),
+        "median_effect": median([effect.nats for effect in removed]),
+        "median_effect_other_label": median([effect.other_label for effect in removed]),
+        "median_effect_chance": median([effect.chance for effect in removed]),
+        "median_effect_percentile": median([effect.percentile for effect in removed]),
+        "median_added_effect": median([effect.nats for effect in added]),
+        "median_added_effect_chance": median([effect.chance for effect in added]),
+        "median_kl": median([record.kl for record in records]),
     }
 
 
 def _share(part: int, whole: int) -> float | None:
     return round(part / whole, N_DIGITS) if whole else None
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    """Of those that are known."""
-    known = [value for value in values if value is not None]
-    return round(float(np.median(known)), N_DIGITS) if known else None
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, N_DIGITS)
-    if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
-    return value
 
 
 def _schema() -> pa.Schema:

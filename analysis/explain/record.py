@@ -9,9 +9,9 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis.written import N_DIGITS, rounded
 from sae.files import publish
 
-N_DIGITS = 6
 Source = Literal["model", "rule"]
 Status = Literal["labelled", "abstained", "failed", "rare", "silent"]
 STATUSES: tuple[Status, ...] = ("labelled", "abstained", "failed", "rare", "silent")
@@ -80,17 +80,13 @@ def _row(record: LlmRecord) -> dict[str, Any]:
         "status": choice.status,
         "text": label.text if label else None,
         "source": label.source if label else None,
-        "select_score": _rounded(label.score) if label else None,
+        "select_score": rounded(label.score) if label else None,
         "rule": record.rule,
-        "candidates": [{**asdict(one), "score": _rounded(one.score)} for one in choice.candidates],
+        "candidates": [rounded(asdict(one)) for one in choice.candidates],
         "n_unread": choice.n_unread,
         "other_latent": record.other_latent,
         "intruders": [asdict(one) for one in record.intruders],
     }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, N_DIGITS)
 
 
 _WHOLE, _NUMBER, _TEXT = pa.int64(), pa.float64(), pa.string()

@@ -24,9 +24,9 @@ from analysis.label.kinds import Kinds
 from analysis.label.kinds import write as write_kinds
 from analysis.label.record import LabelRecord
 from analysis.splits import FitView, SelectView, TestView, check_disjoint
+from analysis.written import N_DIGITS, median, rounded
 from sae.files import publish, write_json
 
-N_DIGITS = 6
 ROW_GROUP = 128  # records that are read together
 MARGINS = (0.1, 0.2, 0.3, 0.4, 0.5)
 STATUSES = ("labelled", "abstained", "rare", "silent")
@@ -63,7 +63,7 @@ def write(records: list[LabelRecord], out: Path, kinds: Kinds | None = None) -> 
     as a JSON string. Numbers are rounded to 6 decimals; equal records give equal bytes. `kinds.parquet` has the kinds
     that rules speak of.
     """
-    rows = [_rounded(asdict(record)) for record in records]
+    rows = [rounded(asdict(record)) for record in records]
     write_json(out / "labels.json", rows)
     flat = [row | {"rule": json.dumps(row["rule"], sort_keys=True) if row["rule"] else None} for row in rows]
     table = pa.Table.from_pylist(flat, schema=_schema())
@@ -101,33 +101,19 @@ def facts(records: list[LabelRecord]) -> dict[str, Any]:
             str(margin): _share(sum(record.f1_margin >= margin for record in live), n_live) for margin in MARGINS
         },
         "surely_beats_nulls_fraction": _share(sum(record.surely_beats_nulls for record in live), n_live),
-        "median_auprc_margin": _median([record.auprc_margin for record in live]),
-        "median_f1": _median([r.scores.f1 for r in labelled if r.scores]),
-        "median_auprc": _median([r.scores.auprc for r in labelled if r.scores]),
-        "median_token_f1": _median([r.token.f1 for r in labelled if r.token]),
-        "median_token_auprc": _median([r.token.auprc for r in labelled if r.token]),
-        "median_token_set_f1": _median([r.token_set.f1 for r in labelled if r.token_set]),
-        "median_other_f1": _median([r.other.f1 for r in labelled if r.other]),
-        "median_shuffled_f1": _median([r.shuffled_f1 for r in labelled if r.shuffled_f1 is not None]),
+        "median_auprc_margin": median([record.auprc_margin for record in live]),
+        "median_f1": median([r.scores.f1 for r in labelled if r.scores]),
+        "median_auprc": median([r.scores.auprc for r in labelled if r.scores]),
+        "median_token_f1": median([r.token.f1 for r in labelled if r.token]),
+        "median_token_auprc": median([r.token.auprc for r in labelled if r.token]),
+        "median_token_set_f1": median([r.token_set.f1 for r in labelled if r.token_set]),
+        "median_other_f1": median([r.other.f1 for r in labelled if r.other]),
+        "median_shuffled_f1": median([r.shuffled_f1 for r in labelled]),
     }
 
 
 def _share(part: int, whole: int) -> float:
     return round(part / whole, N_DIGITS) if whole else 0.0
-
-
-def _median(values: list[float]) -> float | None:
-    return round(float(np.median(values)), N_DIGITS) if values else None
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, N_DIGITS)
-    if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(entry) for entry in value]
-    return value
 
 
 def _schema() -> pa.Schema:

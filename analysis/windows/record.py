@@ -6,15 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.windows.items import Task
 from analysis.windows.score import WindowScores
+from analysis.written import median, rounded
 from sae.files import publish
 
-N_DIGITS = 6
 ROW_GROUP = 896  # those of 128 latents
 
 
@@ -58,7 +57,7 @@ def _row(record: WindowRecord) -> dict[str, Any]:
     scores = asdict(record.scores) if record.scores else {}
     row = {**scores, "latent": record.latent, "task": record.task, "negatives": record.negatives}
     row |= {name: getattr(record, name) for name in ("n_fires", "n_silent", "token", "other", "rule", "margin")}
-    return {name: round(value, N_DIGITS) if isinstance(value, float) else value for name, value in row.items()}
+    return rounded(row)
 
 
 SCHEMA = pa.schema(
@@ -80,18 +79,13 @@ def facts(records: Sequence[WindowRecord], per_kind: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for (task, kind), own in groups.items():
         scored = [record for record in own if record.margin is not None]
-        rivals = {name: _median([getattr(record, name) for record in scored]) for name in ("token", "other", "rule")}
+        rivals = {name: median([getattr(record, name) for record in scored]) for name in ("token", "other", "rule")}
         found.setdefault(task, {})[kind] = {
             "n_scored": len(scored),
             "n_short_of_windows": sum(min(record.n_fires, record.n_silent) < per_kind for record in own),
             "n_failed": sum(record.scores.n_failed for record in own if record.scores),
-            "median_balanced_accuracy": _median([r.scores.balanced_accuracy for r in scored if r.scores]),
-            "median_margin": _median([record.margin for record in scored]),
+            "median_balanced_accuracy": median([r.scores.balanced_accuracy for r in scored if r.scores]),
+            "median_margin": median([record.margin for record in scored]),
             **{f"median_{name}": score for name, score in rivals.items() if score is not None},
         }
     return found
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return round(float(np.median(known)), N_DIGITS) if known else None
