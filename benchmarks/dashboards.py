@@ -133,9 +133,9 @@ def _random(case: Case, _: Path, model: Path) -> tuple[np.ndarray, Dictionary]:
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "model")
     GPT2LMHeadModel(GPT2Config(n_layer=1, n_positions=case.context, use_cache=False)).save_pretrained(model)
     tokenizer.save_pretrained(model)
-    chances = 1 / np.arange(1, len(tokenizer) + 1)
+    ranks = np.arange(1, len(tokenizer))  # the ids: SAEDashboard passes over token 0
     size = (case.n_contexts, case.context)
-    tokens = np.random.default_rng(0).choice(len(tokenizer), size, p=chances / chances.sum())
+    tokens = np.random.default_rng(0).choice(ranks, size, p=1 / ranks / (1 / ranks).sum())
     network = load(ModelConfig(name=str(model), precision="float32")).model
     n_sample = -(-2048 // case.context)
     site = resolve(network, f"mlp_out.{case.layer}")

@@ -1,7 +1,6 @@
 """The index: its time beside that of encoding alone, its memory as tokens grow, and how long questions take.
 
-python -m benchmarks.index [--latents 4096 24576] [--d-in 768] [--tokens 1_000_000] [--grown 10_000_000] [--run DIR]
-    [--smoke]
+python -m benchmarks.index [--latents 4096 24576] [--d-in 768] [--tokens 1_000_000 10_000_000] [--run DIR] [--smoke]
 
 A TopK dictionary (k 32, first weights) encodes Gaussian rows whose directions differ in size; their tokens are drawn
 from Zipf's law, each by itself, which gives more pairs of latent and token than text does. The network behind the
@@ -54,8 +53,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latents", type=int, nargs="+", default=[4096, 24_576])
     parser.add_argument("--d-in", type=int, default=768, help="numbers of a row, a multiple of 64")
-    parser.add_argument("--tokens", type=int, default=1_000_000)
-    parser.add_argument("--grown", type=int, default=10_000_000, help="tokens of a second measurement, of memory")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        nargs="+",
+        default=[1_000_000, 10_000_000],
+        help="of each measurement; as many as of the first are kept",
+    )
     parser.add_argument("--run", type=Path, default=ROOT / "runs" / "embedded", help="a finished run")
     parser.add_argument("--smoke", action="store_true", help="all but the questions in seconds; nothing to report")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
@@ -65,7 +69,7 @@ def main() -> None:
         sys.stdout.write(json.dumps(measure(*map(int, given.one))))
         return
     if given.smoke:
-        given.latents, given.tokens, given.grown = [64], 3000, 6000
+        given.latents, given.tokens = [64], [3000, 6000]
     path = FOLDER / "smoke.json" if given.smoke else results.RESULTS / "index.json"
     figures: dict[str, Any] = read_json(path)["figures"] if path.exists() else {}
     asked = [(given.d_in, n_latents) for n_latents in given.latents]
@@ -74,8 +78,8 @@ def main() -> None:
     figures.setdefault("origins", {})
     for n_latents in given.latents:
         figures["origins"][f"{n_latents} of {given.d_in}"] = results.origin("index")
-        for tokens in (given.tokens, given.grown):
-            figures["cases"].append(in_own_process(n_latents, given.d_in, tokens, given.tokens))
+        for tokens in given.tokens:
+            figures["cases"].append(in_own_process(n_latents, given.d_in, tokens, given.tokens[0]))
             results.save("index", figures, path)
     if not given.smoke and given.run.exists():
         figures["questions"] = questions(given.run)
