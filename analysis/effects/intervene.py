@@ -6,7 +6,8 @@ tokens before t and itself. What passes through the site is changed at the copie
 that its edit leads to, exactly, whatever layers follow; T + n tokens are computed in the place of n T.
 
 A network has to take masks of four dimensions and position ids for this, as most causal models of transformers do. It
-is tried, against plain passes; where it does not hold, each edit is made in a pass of its own.
+is tried, against plain passes, in the longest ones: some count tokens by where they stand in a pass (the windows of
+GPT-Neo), or have room for so many, and take fewer copies. Where no number holds, each edit has a pass of its own.
 """
 
 import inspect
@@ -99,17 +100,14 @@ class Network:
         if not isinstance(getattr(output, "logits", None), Tensor):
             raise ConfigError(f"{type(self.model).__name__} gives no logits")
         self.vocabulary = int(output.logits.shape[-1])
-        self._takes_copies: bool | None = None
+        self._n_copies = min(MOST_COPIES, max(FEWEST_COPIES, MAX_LOGITS // self.vocabulary))
+        self._takes_copies = self._told({"attention_mask", "position_ids"} <= set(self._known))
+        self._tried = 0, 0  # tokens of the longest context, and of the longest pass, in which copies were right
 
     @torch.no_grad()
     def outcomes(self, view: View, edits: Edits) -> Iterator[Outcomes]:
         """The outcome of every edit, some of one context at a time."""
-        passes = list(_passes(view, edits, self._n_copies))
-        if self._takes_copies is None and passes:
-            self._takes_copies = self._try(
-                view, edits, max(passes, key=lambda own: view.offsets[edits.positions[own[-1]]])
-            )
-        for own in passes:
+        for own in self._passes(view, edits):
             ids, offsets, directions, values = self._tensors(view, edits, own)
             places, at = offsets.unique(return_inverse=True)
             if self._takes_copies:
@@ -119,9 +117,14 @@ class Network:
             clean, changed = both[: len(places)], both[len(places) :]
             yield Outcomes(own, clean, at, changed - clean[at])
 
-    @property
-    def _n_copies(self) -> int:
-        return min(MOST_COPIES, max(FEWEST_COPIES, MAX_LOGITS // self.vocabulary))
+    def _passes(self, view: View, edits: Edits) -> list[np.ndarray]:
+        """Passes of as many copies as the network is found to take: where it does not, half as many are tried."""
+        while True:
+            passes = list(_passes(view, edits, self._n_copies))
+            if not self._takes_copies or self._holds(view, edits, passes):
+                return passes
+            self._takes_copies = self._told(self._n_copies > FEWEST_COPIES)
+            self._n_copies = max(FEWEST_COPIES, min(self._n_copies, max(map(len, passes))) // 2)
 
     def _tensors(self, view: View, edits: Edits, own: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(ids up to the last edited position, offsets, directions, values) of edits in one context, by position."""
@@ -182,20 +185,30 @@ class Network:
             logits = self.model(input_ids=ids, **how).logits[:, places]
         return log_softmax(logits.float(), dim=-1)
 
+    def _holds(self, view: View, edits: Edits, passes: list[np.ndarray]) -> bool:
+        """Whether copies are right in the pass with the longest context and in the longest pass, where longer ones were
+        not tried before."""
+        sizes = [(length := int(view.offsets[edits.positions[own[-1]]]) + 1, length + len(own)) for own in passes]
+        for longest in (0, 1):
+            at = max(range(len(passes)), key=lambda i: sizes[i][longest], default=None)
+            if at is not None and sizes[at][longest] > self._tried[longest]:
+                if not self._try(view, edits, passes[at]):
+                    return False
+                self._tried = max(self._tried[0], sizes[at][0]), max(self._tried[1], sizes[at][1])
+        return True
+
     def _try(self, view: View, edits: Edits, own: np.ndarray) -> bool:
-        """Whether copies have the log-probabilities of plain passes, edited and not, in the longest context."""
-        if not {"attention_mask", "position_ids"} <= set(self._known):
-            return self._told(False)
+        """Whether copies have the log-probabilities of plain passes, edited and not."""
         ids, *tensors = self._tensors(view, edits, own)
         tried = torch.linspace(0, len(own) - 1, N_TRIED, device=self.device).long()
-        offsets, directions, values = (tensor[tried].repeat(2) for tensor in tensors)
-        values[N_TRIED:] = 0  # once more without an edit
+        offsets, directions, values = (tensor[tried] for tensor in tensors)
         plain = torch.cat([self._plain(ids, offsets), self._one_by_one(ids, offsets, directions, values)])
         try:
-            copied = self._by_copies(ids, offsets, offsets, directions, values)
+            copied = self._by_copies(ids, offsets, *tensors)
         except (IndexError, RuntimeError, TypeError, ValueError):  # it takes a mask, but of another form
-            return self._told(False)
-        return self._told(bool((copied - plain).abs().max() < TOLERANCE))
+            return False
+        copied = torch.cat([copied[:N_TRIED], copied[N_TRIED:][tried]])
+        return bool((copied - plain).abs().max() < TOLERANCE)
 
     def _told(self, takes_copies: bool) -> bool:
         if not takes_copies:
@@ -205,6 +218,8 @@ class Network:
 
 def _passes(view: View, edits: Edits, most: int) -> Iterator[np.ndarray]:
     """Numbers of edits in one context, by position, at most so many; all edits once."""
+    if len(edits) == 0:
+        return
     order = np.argsort(edits.positions, kind="stable")
     starts = edits.positions[order] - view.offsets[edits.positions[order]]
     for own in np.split(order, np.flatnonzero(np.diff(starts)) + 1):

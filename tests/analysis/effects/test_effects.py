@@ -213,6 +213,18 @@ def test_what_cannot_be_measured_is_said(views, spelled, changes, written, why, 
     assert told["does_fraction"] is told["median_effect"] is None
 
 
+def test_without_a_latent_that_fires_often_there_is_nothing_to_measure(town, spelled, tmp_path):
+    """All are dead, or rare, as after a training that failed: a result like others."""
+    at = np.arange
+    rare = town(lambda tokens: [(at(len(tokens)) > 5) & (at(len(tokens)) < 50), *[at(len(tokens)) < 0] * (N - 1)])
+    found, why_not = effects(*rare, *spelled, CFG)
+    assert why_not is None
+    assert [record.status for record in found] == ["rare", *["silent"] * (N - 1)]
+    told = write(found, tmp_path)
+    assert told["does_fraction"] == 0
+    assert told["median_kl"] is None
+
+
 def test_a_gpt2_whose_last_layer_spells(views, ids):
     """With the final norm before the unembedding, and edits as copies in one pass: the lens finds the token, and the
     effect is that of the norm's formula in float64."""

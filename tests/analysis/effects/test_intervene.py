@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from analysis.codes import Codes
 from analysis.effects.intervene import Edits, Network
@@ -92,7 +93,7 @@ def test_a_pass_has_no_more_copies_than_it_may(models, view, edits, monkeypatch)
     network = network_of(model, "mlp_out.1")
     whole = {i: row for o in network.outcomes(view, edits) for i, row in zip(o.edits.tolist(), o.change, strict=True)}
     monkeypatch.setattr("analysis.effects.intervene.MOST_COPIES", 4)
-    passes = list(network.outcomes(view, edits))
+    passes = list(network_of(model, "mlp_out.1").outcomes(view, edits))
     assert max(len(o.edits) for o in passes) <= 4 < max(np.bincount(np.searchsorted(STARTS, edits.positions, "right")))
     for outcomes in passes:
         for i, row in zip(outcomes.edits.tolist(), outcomes.change, strict=True):
@@ -115,6 +116,56 @@ def test_a_mask_that_is_not_heeded_is_noticed(models, view, edits, monkeypatch):
         for row, i in enumerate(each.edits.tolist()):
             clean, changed = by_hand(model, network.site, view, edits, i)
             torch.testing.assert_close(each.change[row], changed - clean, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(("places", "window"), [(128, 40), (48, 40), (36, 128), (128, 20)])
+def test_networks_that_count_tokens_by_where_they_stand_take_fewer_copies(view, places, window):
+    """GPT-Neo's local layers look `window` tokens back in the pass, whatever the mask, and a pass has `places` at most:
+    beside 24 tokens it takes some copies, or none."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "initializer_range": 0.3, "vocab_size": V}
+    local = {"attention_types": [[["global", "local"], 1]], "window_size": window, "max_position_embeddings": places}
+    model = GPTNeoForCausalLM(GPTNeoConfig(**sizes, **local, bos_token_id=0, eos_token_id=0)).eval()
+    rng = np.random.default_rng(1)
+    latents = rng.integers(0, 5, 90)
+    many = Edits(latents, rng.integers(1, 64, 90), latents, rng.normal(0, 3, 90).astype(np.float32))
+    network = network_of(model, "transformer.h.0.mlp:out")
+    few = Edits(*(array[:4] for array in (many.owners, many.positions, many.directions, many.values)))
+    list(network.outcomes(view, few))  # holds for some does not say that it holds for many
+    outcomes = list(network.outcomes(view, many))
+    assert network._takes_copies is (window > 24)
+    longest = max(view.offsets[many.positions[each.edits]].max() + 1 + len(each.edits) for each in outcomes)
+    assert not network._takes_copies or 24 + 4 < longest <= min(places, window)
+    assert sum(len(each.edits) for each in outcomes) == 90
+    for each in outcomes:
+        for row, i in enumerate(each.edits.tolist()):
+            clean, changed = by_hand(model, network.site, view, many, i)
+            torch.testing.assert_close(each.change[row], changed - clean, rtol=0, atol=2e-5)
+
+
+def test_a_longer_context_is_tried_anew(view, models, monkeypatch):
+    """A network that heeds the mask up to 20 places only, and is first asked of shorter contexts."""
+    model = models["gpt2"]
+    forward = model.forward
+
+    def short(input_ids, attention_mask=None, position_ids=None, logits_to_keep=0):
+        mask = attention_mask if position_ids is None or position_ids.max() < 20 else None
+        return forward(input_ids, attention_mask=mask, position_ids=position_ids, logits_to_keep=logits_to_keep)
+
+    monkeypatch.setattr(model, "forward", short)
+    network = network_of(model, "mlp_out.1")
+    value = np.array([2.0], np.float32)
+    for position, holds in ((60, True), (10, True), (47, False)):  # places 12, 10, 23 of their contexts
+        (outcome,) = network.outcomes(view, Edits(np.array([0]), np.array([position]), np.array([0]), value))
+        assert network._takes_copies is holds
+        edit = Edits(np.array([0]), np.array([position]), np.array([0]), value)
+        clean, changed = by_hand(model, network.site, view, edit, 0)
+        torch.testing.assert_close(outcome.change[0], changed - clean, rtol=0, atol=2e-5)
+
+
+def test_no_edits_have_no_outcomes(models, view):
+    none = Edits(*(np.zeros(0, np.int64) for _ in range(3)), np.zeros(0, np.float32))
+    assert list(network_of(models["gpt2"], "mlp_out.1").outcomes(view, none)) == []
 
 
 def test_a_network_that_takes_ids_only_has_passes_of_its_own(view):
