@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from analysis.effects.record import Effect, EffectRecord
 from analysis.label.record import LabelRecord, Scores
 from benchmarks import results
 from benchmarks.frameworks import ROOT
@@ -50,6 +51,7 @@ def main() -> None:
         evaluation = run.evaluation.facts
         own = {"l0": round(evaluation["l0"], 1), "fvu": round(evaluation["fvu"], 4), "settings": SETTINGS[name]}
         figures[name] = {**own, **summed_up(records(run.labels.path / "labels.parquet"))}
+        figures[name] |= done(effect_records(run.effects.path / "effects.parquet"))
         logging.info("%s: %s", name, figures[name])
         results.save("nulls", figures, path)
 
@@ -61,6 +63,24 @@ def records(path: Path) -> list[LabelRecord]:
     return [
         LabelRecord(**{**row, **{name: Scores(**row[name]) if row[name] else None for name in scored}}) for row in rows
     ]
+
+
+def effect_records(path: Path) -> list[EffectRecord]:
+    """The records of an effects box."""
+    rows = pq.read_table(path).to_pylist()
+    tested = ("removed", "added")
+    return [
+        EffectRecord(**{**row, **{name: Effect(**row[name]) if row[name] else None for name in tested}}) for row in rows
+    ]
+
+
+def done(every: Sequence[EffectRecord]) -> dict[str, Any]:
+    """Shares of live units that have a label of what they do, and one that beats its nulls: each with its interval."""
+    live = [record for record in every if record.status != "silent"]
+    return {
+        "does": interval(np.array([record.status == "labelled" for record in live]), np.mean),
+        "does_beats_nulls": interval(np.array([record.beats_nulls for record in live]), np.mean),
+    }
 
 
 def summed_up(every: Sequence[LabelRecord]) -> dict[str, Any]:

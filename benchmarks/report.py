@@ -94,12 +94,13 @@ def nulls_table(figures: dict[str, Any]) -> str:
         [
             *(UNITS[name], f"{own['n_live']:,}", f"{own['l0'] / own['n_live']:.1%}", share(own["labelled"])),
             *(share(own["beats_nulls"]), margin(own["median_f1"]), margin(own["median_auprc_margin"])),
+            share(own["does_beats_nulls"]),
         ]
         for name, own in ((name, figures[name]) for name in UNITS if name in figures)
     ]
     columns = (
         *("units", "live", "of tokens, a unit", "labelled", "label beats every null"),
-        *("median F1", "median AUPRC margin"),
+        *("median F1", "median AUPRC margin", "does label beats its nulls"),
     )
     return "\n".join(table(columns, rows))
 

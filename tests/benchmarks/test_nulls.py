@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from analysis.effects import tables
+from analysis.effects.record import Effect, EffectRecord
 from analysis.label.fit import write
 from analysis.label.record import LabelRecord, Scores
-from benchmarks.nulls import CONFIG, SETTINGS, interval, records, summed_up
+from benchmarks.nulls import CONFIG, SETTINGS, done, effect_records, interval, records, summed_up
 from benchmarks.report import nulls_table
 from sae.run_config import load_config
 
@@ -48,6 +50,37 @@ def test_records_are_read_as_they_were_written(tmp_path):
     assert records(tmp_path / "labels.parquet") == known()
 
 
+def effect(latent: int, status: str, removed: float | None = None, added: float | None = None) -> EffectRecord:
+    """One whose label is measured to do so much, where chance does 0.1."""
+    nothing = dict.fromkeys(EffectRecord.__annotations__)
+
+    def of(nats: float | None) -> Effect | None:
+        return (
+            None
+            if nats is None
+            else Effect(n=9, nats=nats, low=None, high=None, right=1.0, percentile=1.0, other_label=0.0, chance=0.1)
+        )
+
+    known = {"latent": latent, "status": status, "removed": of(removed), "added": of(added)}
+    return EffectRecord(**{**nothing, "n_fit": 9, "n_select": 9, **known})
+
+
+def known_effects() -> list[EffectRecord]:
+    """A label that beats its nulls both ways, one that does so one way only; two without, of which one is silent."""
+    both, once = effect(0, "labelled", 0.3, 0.2), effect(1, "labelled", 0.3, 0.05)
+    return [both, once, effect(2, "abstained"), effect(3, "silent")]
+
+
+def test_what_units_do_is_summed_up_by_hand():
+    found = done(known_effects())
+    assert (found["does"][0], found["does_beats_nulls"][0]) == (0.6667, 0.3333)
+
+
+def test_records_of_effects_are_read_as_they_were_written(tmp_path):
+    tables.write(known_effects(), tmp_path)
+    assert effect_records(tmp_path / "effects.parquet") == known_effects()
+
+
 def test_an_interval_is_that_of_the_mean():
     """Of 400 coins its half-width is 1.96 sqrt(.25 / 400) = .049."""
     coins = np.arange(400) % 2 == 0
@@ -58,7 +91,7 @@ def test_an_interval_is_that_of_the_mean():
 
 
 def test_the_table_has_a_row_for_each_model():
-    own = {"l0": 2.0, **summed_up(known())}
+    own = {"l0": 2.0, **summed_up(known()), **done(known_effects())}
     text = nulls_table({"random": own, "dictionary": own})
     lines = text.splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == [
@@ -66,6 +99,7 @@ def test_the_table_has_a_row_for_each_model():
         "latents of a dictionary of the network with random weights",
     ]
     assert "| 4 | 50.0% | 75% (" in lines[2]
+    assert "| 33% (" in lines[2]
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
