@@ -51,7 +51,7 @@ WORDS = ("king", "any", "“the”", "number*", "capital*", "passages", "line", 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latents", type=int, nargs="+", default=[4096, 24_576])
+    parser.add_argument("--latents", type=int, nargs="*", default=[4096, 24_576], help="none: questions only")
     parser.add_argument("--d-in", type=int, default=768, help="numbers of a row, a multiple of 64")
     parser.add_argument(
         "--tokens",
