@@ -41,14 +41,14 @@ class IndexConfig:
     """Held-out tokens on which the reconstruction is spliced into the network."""
 
 
-Family = Literal["token", "form", "context", "place", "topic", "next", "combination", "kind"]
+Family = Literal["token", "form", "affix", "context", "place", "topic", "next", "combination", "recent", "kind"]
 
 
 @config
 class LabelConfig:
     """How labels are found without a language model; see `analysis/label`."""
 
-    families: tuple[Family, ...] = ("token", "form", "context", "place", "topic", "next", "combination", "kind")
+    families: tuple[Family, ...] = get_args(Family)
     """Families of rules that are tried; among equals the first in this order wins."""
     min_fit: Positive = 20
     """Firings on the fit split that a latent needs to be labelled; below it is `rare`."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sae.store import Pairs
 
 log = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
 """Of the code behind the box, see `sae.run.VERSIONS`."""
 HEADLINES = {
     "fvu": ("reconstruction_quality", "fvu"),

@@ -40,7 +40,7 @@ VERSIONS = {
     "evaluation": 3,
     "codes": 2,
     "index": 2,
-    "labels": 3,
+    "labels": 4,
     "effects": 1,
     "atlas": 1,
 }

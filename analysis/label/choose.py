@@ -107,14 +107,20 @@ def _candidates(evidence: Evidence, cfg: LabelConfig) -> list[Part]:
 
 
 def _alternatives(evidence: Evidence, contest: _Contest, best: Label, cfg: LabelConfig) -> Label:
-    """`best`, or it and what explains the firings that it misses."""
+    """`best`, or it and what explains the firings that it misses; the first part is then chosen again beside it."""
     while len(best.parts) < cfg.max_parts and cfg.min_f1 / 2 <= contest.f1(best) < 1 - cfg.margin:
-        left = evidence.without(best.predict(evidence.indexed)[0])
-        if len(left.fired) < cfg.min_fit:
+        added = _with_another(evidence, contest, best, cfg)
+        if added is best:
             return best
-        extended = [Label((*best.parts, part)) for part in _candidates(left, cfg)]
-        winner = contest.best([best, *extended])
-        if contest.worth(winner) < contest.worth(best) + cfg.margin:
-            return best
-        best = winner
+        again = _with_another(evidence, contest, Label(added.parts[1:]), cfg)
+        best = again if len(again.parts) == len(added.parts) and contest.worth(again) > contest.worth(added) else added
     return best
+
+
+def _with_another(evidence: Evidence, contest: _Contest, best: Label, cfg: LabelConfig) -> Label:
+    """`best`, or it and the part that adds most beside it."""
+    left = evidence.without(best.predict(evidence.indexed)[0])
+    if len(left.fired) < cfg.min_fit:
+        return best
+    winner = contest.best([best, *(Label((*best.parts, part)) for part in _candidates(left, cfg))])
+    return best if contest.worth(winner) < contest.worth(best) + cfg.margin else winner

@@ -6,22 +6,31 @@ how closely; the keys of several slots are joined as digits of mixed radix, so t
 the same in every view.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from analysis.label.forms import LITTLE, SHAPES, Forms, folds_of, forms_of
+from analysis.label.forms import (
+    AFFIXES,
+    LITTLE,
+    SHAPES,
+    Forms,
+    affixes_of,
+    folds_of,
+    forms_of,
+)
 from analysis.label.kinds import Kinds, kinds_of
 from analysis.splits import View
 
 
 class Slot(NamedTuple):
-    """One token of the surroundings: `offset` from the position, seen as token, fold, shape or kind (`LEVELS`)."""
+    """One token of the surroundings: `offset` from the position, seen as token, fold, shape, affix (`AFFIXES`) or kind
+    (`LEVELS`)."""
 
     offset: int
-    table: Literal["token", "fold", "shape", "wide", "kind", "narrow"]
+    table: str
 
 
 COLUMNS: dict[str, tuple[Slot, ...]] = {
@@ -47,7 +56,14 @@ COLUMNS: dict[str, tuple[Slot, ...]] = {
     "token_kind": (Slot(-1, "token"), Slot(0, "kind")),
     "wides": (Slot(-1, "wide"), Slot(0, "wide")),
     "kinds": (Slot(-1, "kind"), Slot(0, "kind")),
+    **{name: (Slot(0, name),) for name in AFFIXES},
 }
+
+
+def of_token(column: str) -> str | None:
+    """The table of a column that looks at the token alone: its groups are sets of tokens; none for another."""
+    slots = COLUMNS[column]
+    return slots[0].table if len(slots) == 1 and slots[0].offset == 0 else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +76,9 @@ class Vocabulary:
     """`[vocabulary]`, int64: a token that stands for all of its fold."""
     is_word: np.ndarray
     """`[vocabulary]`, bool: the start of a word of three letters or more, none of the most common little words;
-    topics are told by these."""
+    sentences name these first."""
+    tables: Mapping[str, np.ndarray]
+    """`[vocabulary]`, int64, of each table but those of `kinds`: what a slot sees of each token."""
     kinds: Kinds | None = None
 
     @classmethod
@@ -76,14 +94,19 @@ class Vocabulary:
             text[:1] == " " and len(text) > 3 and text[1:].isalpha() and text[1:].lower() not in LITTLE
             for text in strings
         ]
-        folds = folds_of(strings)
+        forms, folds = forms_of(strings), folds_of(strings)
+        tables = {"token": np.arange(len(strings)), "fold": folds, "shape": forms.shapes}
+        tables |= {name: affixes_of(strings, name) for name in AFFIXES}
         kinds = None if embedding is None or counts is None else kinds_of(embedding, folds, counts)
-        return cls(strings, forms_of(strings), folds, np.array(is_word), kinds)
+        return cls(strings, forms, folds, np.array(is_word), tables, kinds)
 
     def values(self, table: str) -> np.ndarray:
         """`[vocabulary]`: what a slot of this table sees of each token."""
-        own = {"token": np.arange(len(self.strings)), "fold": self.folds, "shape": self.forms.shapes}
-        return own[table] if table in own or self.kinds is None else self.kinds.of[table]
+        return self.tables[table] if self.kinds is None or table in self.tables else self.kinds.of[table]
+
+    def radix(self, table: str) -> int:
+        """Values of a table are below this."""
+        return len(SHAPES) if table == "shape" else len(self.strings)
 
     def members(self, fold: int) -> np.ndarray:
         """The tokens of a fold, ascending."""
@@ -123,7 +146,7 @@ def column_of(view: View, vocabulary: Vocabulary, name: str) -> Column:
     """Number the groups of column `name` over `view`."""
     keys = np.zeros(len(view.tokens), dtype=np.int64)
     for slot in COLUMNS[name]:
-        radix = len(vocabulary.strings) if slot.table != "shape" else len(SHAPES)
+        radix = vocabulary.radix(slot.table)
         keys = keys * (radix + 1) + 1 + _seen(view, vocabulary.values(slot.table), slot.offset)
     unique, groups = np.unique(keys, return_inverse=True)
     valid = np.flatnonzero(view.valid)
@@ -150,7 +173,7 @@ def digits(key: int, name: str, vocabulary: Vocabulary) -> Sequence[tuple[Slot, 
     """What each slot of column `name` sees under `key`; -1 means outside the context."""
     found = []
     for slot in reversed(COLUMNS[name]):
-        radix = len(vocabulary.strings) if slot.table != "shape" else len(SHAPES)
+        radix = vocabulary.radix(slot.table)
         key, digit = divmod(key, radix + 1)
         found.append((slot, digit - 1))
     return found[::-1]

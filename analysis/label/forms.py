@@ -88,8 +88,9 @@ PATTERNS: tuple[tuple[str, str, str], ...] = (
     ("foreign", "pieces with a letter beyond a-z", r"(?=.*[^\W\d_a-zA-Z]) ?[^\W\d_]+"),
     ("broken", "fragments of a character", r".*\ufffd.*"),
 )
+MARKER = r"<\|.*\|>|<s>|</s>|<bos>"
 SHAPES: tuple[tuple[str, str, str], ...] = (
-    ("marker", "the document marker", r"<\|.*\|>|<s>|</s>|<bos>"),
+    ("marker", "the document marker", MARKER),
     ("newline", "a line break", r"[ \t]*\n\s*"),
     ("space", "white space", r"\s+"),
     ("comma", "a comma", r" ?,"),
@@ -103,7 +104,8 @@ SHAPES: tuple[tuple[str, str, str], ...] = (
     ("number", "a number", r" ?\d+"),
     ("contraction", "an ending after an apostrophe", r"['\u2019][a-zA-Z]+"),
     ("capitals", "a piece all in capitals", r" ?[A-Z]{2,}"),
-    ("capitalised", "a capitalised piece", r" ?[A-Z][^\W\d_]*"),
+    ("capital", "a single capital letter", r" ?[A-Z]"),
+    ("capitalised", "a capitalised piece", r" ?[A-Z][^\W\d_]+"),
     ("lower_word", "a lower-case word beginning", r" [^\W\d_]+"),
     ("continuation", "a word continuation", r"[^\W\d_]+"),
     ("other", "another kind of token", r"(?s:.*)"),
@@ -168,3 +170,24 @@ def folds_of(strings: tuple[str, ...]) -> np.ndarray:
             key = f"{token}"  # signs and fragments of characters stand for themselves
         folded[token] = first.setdefault(key, token)
     return folded
+
+
+AFFIXES: dict[str, int] = {"end_2": 2, "end_3": 3, "end_4": 4, "begin_2": 2, "begin_3": 3, "begin_4": 4}
+"""How many letters at the end of a piece, or at the beginning of a word, tokens are grouped by."""
+
+
+def affix(text: str, name: str) -> str | None:
+    """The last or first letters of a token, in lower case; none where it has fewer, or is no word or piece of one."""
+    bare, n = text.strip().lower(), AFFIXES[name]
+    if len(bare) < n or not bare.isalpha():
+        return None
+    if name.startswith("end"):
+        return bare[-n:]
+    return bare[:n] if text.startswith(" ") else None
+
+
+def affixes_of(strings: tuple[str, ...], name: str) -> np.ndarray:
+    """`[vocabulary]`, int64: the lowest token id with the same affix; its own where there is none."""
+    first: dict[str, int] = {}
+    affixes = [affix(text, name) for text in strings]
+    return np.array([n if own is None else first.setdefault(own, n) for n, own in enumerate(affixes)])

@@ -2,39 +2,52 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from analysis.label.columns import Column, Vocabulary, column_of
 from analysis.label.forms import total_of
-from analysis.label.places import PLACES, places_of
+from analysis.label.places import Places
 from analysis.splits import View
 
 V = TypeVar("V", bound=View)
+Reach = Literal["passage", "document"]
 BLOCK_TOKENS = 16
 WINDOW_BLOCKS = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Documents cut into blocks of 16 tokens; the window of a block is it and 4 on either side."""
+    """Documents cut into blocks of 16 tokens; the window of a block is it and 4 on either side, or its document."""
 
     of: np.ndarray
     """`[n]`, int32: block of each position."""
     starts: np.ndarray
     """`[n_blocks]`, int64: first position."""
-    first: np.ndarray
+    first: dict[Reach, np.ndarray]
     """`[n_blocks]`: first block of the window; windows do not leave the document."""
-    last: np.ndarray
+    last: dict[Reach, np.ndarray]
     """`[n_blocks]`: one after its last block."""
+    sizes: np.ndarray
+    """`[n_blocks]`: positions."""
     n_valid: np.ndarray
     """`[n_blocks]`: valid positions."""
 
-    def windows(self, weights: np.ndarray) -> np.ndarray:
-        """Sum over each block's window of `weights [n]`, `[n_blocks]`."""
-        sums = np.concatenate([[0.0], np.cumsum(np.add.reduceat(weights, self.starts, dtype=np.float64))])
-        return sums[self.last] - sums[self.first]
+    def sums(self, of_blocks: np.ndarray, reach: Reach) -> np.ndarray:
+        """Sum over each block's window, `[n_blocks]`."""
+        sums = np.concatenate([[0.0], np.cumsum(of_blocks, dtype=np.float64)])
+        return sums[self.last[reach]] - sums[self.first[reach]]
+
+    def means(self, of_blocks: np.ndarray, reach: Reach) -> np.ndarray:
+        """Mean over the tokens of each block's window, `[n_blocks]`."""
+        return self.sums(of_blocks, reach) / self.room[reach]
+
+    @cached_property
+    def room(self) -> dict[Reach, np.ndarray]:
+        """Tokens in each block's window, `[n_blocks]`."""
+        return {reach: self.sums(self.sizes, reach) for reach in self.first}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +61,8 @@ class Indexed(Generic[V]):
     _positions: dict[str, np.ndarray] = field(default_factory=dict)
 
     @cached_property
-    def places(self) -> dict[str, np.ndarray]:
-        return places_of(self.view)
+    def places(self) -> Places:
+        return Places.of(self.view)
 
     @cached_property
     def n_valid(self) -> int:
@@ -70,19 +83,44 @@ class Indexed(Generic[V]):
         """Positions of each token, valid or not, `[vocabulary]`."""
         return np.bincount(self.view.tokens, minlength=len(self.vocabulary.strings))
 
+    def positions_of(self, token: int) -> np.ndarray:
+        """Where a token is, valid or not, ascending."""
+        order, starts = self._by_token
+        return order[starts[token] : starts[token + 1]]
+
     @cached_property
-    def place_masks(self) -> np.ndarray:
-        """`[n_places, n]`, bool, in the order of `PLACES`, at valid positions only."""
-        return np.stack([self.places[name] & self.view.valid for name in PLACES])
+    def _by_token(self) -> tuple[np.ndarray, np.ndarray]:
+        order = np.argsort(self.view.tokens, kind="stable").astype(np.int32)
+        return order, np.concatenate([[0], np.cumsum(self.all_counts)])
 
     @cached_property
     def place_counts(self) -> np.ndarray:
-        """Valid positions of each place, `[n_places]`."""
-        return self.place_masks.sum(axis=1)
+        """Valid positions of each place, in the order of `places.NAMES`."""
+        return self.places.counts(np.flatnonzero(self.view.valid))
 
     @cached_property
     def blocks(self) -> Blocks:
         return _blocks(self.view)
+
+    @cached_property
+    def words(self) -> csr_matrix:
+        """`[n_blocks, vocabulary]`, float64: how often each token stands in each block."""
+        return self._words(np.arange(len(self.view.tokens)))
+
+    @cached_property
+    def blocks_of_words(self) -> csr_matrix:
+        """The same by token, `[vocabulary, n_blocks]`."""
+        return self.words.T.tocsr()
+
+    @cached_property
+    def valid_words(self) -> csr_matrix:
+        """`[n_blocks, vocabulary]`: the same at valid positions."""
+        return self._words(np.flatnonzero(self.view.valid))
+
+    def _words(self, positions: np.ndarray) -> csr_matrix:
+        at = (self.blocks.of[positions], self.view.tokens[positions])
+        shape = (len(self.blocks.starts), len(self.vocabulary.strings))
+        return csr_matrix((np.ones(len(positions)), at), shape=shape)
 
     def column(self, name: str) -> Column:
         if name not in self._columns:
@@ -102,7 +140,7 @@ class Indexed(Generic[V]):
     def mask(self, kind: str, name: str) -> np.ndarray:
         """`[n]`, bool: where a form class or a place holds."""
         if kind == "place":
-            return self.places[name]
+            return self.places.holds(name)
         return self.vocabulary.forms.table[self.view.tokens, self.vocabulary.forms.names.index(name)]
 
     def positions(self, kind: str, name: str) -> np.ndarray:
@@ -125,7 +163,8 @@ def _blocks(view: View) -> Blocks:
     return Blocks(
         of=of.astype(np.int32),
         starts=starts,
-        first=np.maximum(at - WINDOW_BLOCKS, begins),
-        last=np.minimum(at + WINDOW_BLOCKS + 1, ends),
+        first={"passage": np.maximum(at - WINDOW_BLOCKS, begins), "document": begins},
+        last={"passage": np.minimum(at + WINDOW_BLOCKS + 1, ends), "document": ends},
+        sizes=np.diff(starts, append=len(view.tokens)),
         n_valid=np.bincount(of[view.valid], minlength=len(starts)),
     )

@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis.config import LabelConfig
 from analysis.label.evidence import Evidence
-from analysis.label.indexed import Indexed, V
+from analysis.label.indexed import Indexed, Reach, V
 from sae.registry import Registry
 
 
@@ -30,32 +30,60 @@ class Named:
     def holds(self, indexed: Indexed[V], positions: np.ndarray) -> np.ndarray:
         """`[m]`, bool."""
         if self.kind == "place":
-            return indexed.places[self.name][positions] != self.is_negated
+            return indexed.places.holds(self.name, positions) != self.is_negated
         column = indexed.vocabulary.forms.names.index(self.name)
         return indexed.vocabulary.forms.table[indexed.view.tokens[positions], column] != self.is_negated
+
+    def mask(self, indexed: Indexed[V]) -> np.ndarray:
+        """`[n]`, bool."""
+        return indexed.mask(self.kind, self.name) != self.is_negated
 
 
 @dataclass(frozen=True)
 class Topic:
-    """Words that abound in the window of some 64 tokens to either side (see `Blocks`)."""
+    """Words that abound, or are missing, in the passage or the document (see `Blocks`)."""
 
     words: tuple[int, ...]
     """Token ids, the most telling first."""
     weights: tuple[float, ...]
     """Log-odds of each word."""
     threshold: float
-    """The weights of the words in the window must sum to at least this."""
+    """The mean weight of a token in the window must be at least this."""
+    reach: Reach = "passage"
+    """The window: some 64 tokens to either side, or the whole document."""
 
     def scores(self, indexed: Indexed[V]) -> np.ndarray:
-        """The sum of weights in each block's window, `[n_blocks]`."""
-        return _window_scores(indexed, self.words, self.weights)
+        """The mean weight in each block's window, `[n_blocks]`."""
+        return _window_scores(indexed, self.words, self.weights, self.reach)
 
     def holds(self, indexed: Indexed[V], positions: np.ndarray) -> np.ndarray:
         """`[m]`, bool."""
         return (self.scores(indexed) >= self.threshold)[indexed.blocks.of[positions]]
 
+    def mask(self, indexed: Indexed[V]) -> np.ndarray:
+        """`[n]`, bool."""
+        return (self.scores(indexed) >= self.threshold)[indexed.blocks.of]
 
-Filter = Named | Topic
+
+@dataclass(frozen=True)
+class Recent:
+    """One of some words stands a short way back in the context, or here."""
+
+    words: tuple[int, ...]
+    """Token ids."""
+    reach: int
+    """Tokens that are looked at, the one here among them."""
+
+    def mask(self, indexed: Indexed[V]) -> np.ndarray:
+        """`[n]`, bool."""
+        return _recent_mask(indexed, self.words, self.reach)
+
+    def holds(self, indexed: Indexed[V], positions: np.ndarray) -> np.ndarray:
+        """`[m]`, bool."""
+        return self.mask(indexed)[positions]
+
+
+Filter = Named | Topic | Recent
 
 
 @dataclass(frozen=True)
@@ -127,13 +155,20 @@ def _clause(values: Mapping[str, Any]) -> Clause:
 
 
 def _filter(values: Mapping[str, Any]) -> Filter:
+    """Each kind of filter has a field that no other has."""
+    if "weights" in values:
+        return Topic(tuple(values["words"]), tuple(values["weights"]), values["threshold"], values["reach"])
     if "words" in values:
-        return Topic(tuple(values["words"]), tuple(values["weights"]), values["threshold"])
+        return Recent(tuple(values["words"]), values["reach"])
     return Named(**values)
 
 
 def predict_clauses(clauses: Sequence[Clause], indexed: Indexed[V]) -> tuple[np.ndarray, np.ndarray]:
     """(positions, scores) of a union of clauses; where several hold, the highest score counts."""
+    if len(clauses) == 1:  # which names each position once
+        positions, scores = clauses[0].predict(indexed)
+        order = np.argsort(positions)
+        return positions[order], scores[order]
     best = np.zeros(len(indexed.view.tokens))
     for clause in clauses:
         positions, scores = clause.predict(indexed)
@@ -149,10 +184,26 @@ families: Registry[Family] = Registry("label family")
 
 
 @lru_cache(maxsize=4)  # the clauses of a label and its rivals share their topic
-def _window_scores(indexed: Indexed, words: tuple[int, ...], weights: tuple[float, ...]) -> np.ndarray:
+def _window_scores(indexed: Indexed, words: tuple[int, ...], weights: tuple[float, ...], reach: Reach) -> np.ndarray:
     table = np.zeros(len(indexed.vocabulary.strings))
     table[list(words)] = weights
-    return indexed.blocks.windows(table[indexed.view.tokens])
+    return indexed.blocks.means(indexed.words @ table, reach)
+
+
+@lru_cache(maxsize=4)
+def _recent_mask(indexed: Indexed, words: tuple[int, ...], reach: int) -> np.ndarray:
+    return since_words(indexed, words) < reach
+
+
+def since_words(indexed: Indexed, words: tuple[int, ...]) -> np.ndarray:
+    """`[n]`, int32: tokens back to the last of some words in the context, 0 at itself; more than there are if none."""
+    n = len(indexed.view.tokens)
+    last = np.full(n, -n, dtype=np.int32)
+    where = np.concatenate([indexed.positions_of(word) for word in words])
+    last[where] = where
+    back = np.arange(n, dtype=np.int32) - np.maximum.accumulate(last)
+    back[back > indexed.view.offsets] = n
+    return back
 
 
 def _start(indexed: Indexed[V], filters: tuple[Filter, ...]) -> tuple[np.ndarray, tuple[Filter, ...]]:

@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 
 from analysis.label.columns import Slot, Vocabulary, digits
-from analysis.label.forms import SHAPES
+from analysis.label.forms import AFFIXES, SHAPES, affix
 from analysis.label.kinds import LEVELS
-from analysis.label.places import PLACES
-from analysis.label.protocol import Clause, Filter, Label, Named, Part
+from analysis.label.places import phrase
+from analysis.label.protocol import Clause, Filter, Label, Named, Part, Recent, Topic
 
 MAX_ATOMS = 5
 MAX_FORMS = 3
-MAX_WORDS = 4
+MAX_WORDS, MAX_MISSING = 4, 2
 MAX_LIKE = 3
 ANY_FORM = "(in any case, singular or plural)"
+"""Tables whose values are the forms of one word, and which."""
 LEFT, RIGHT = "\u201c", "\u201d"
 
 
@@ -37,7 +38,7 @@ def _part(part: Part, vocabulary: Vocabulary) -> str:
     """Atoms in the order of the clauses, the first few of them named."""
     by_filters: dict[tuple[Filter, ...], list[Clause]] = {}
     for clause in part.clauses:
-        by_filters.setdefault(clause.filters if clause.column else (), []).append(clause)
+        by_filters.setdefault(_apart(clause), []).append(clause)
     phrases = []
     for filters, clauses in by_filters.items():
         text = _atoms(clauses, vocabulary)
@@ -45,6 +46,14 @@ def _part(part: Part, vocabulary: Vocabulary) -> str:
         every = ", all" if "; " in text else ","
         phrases.append(text + "".join(f"{every} {condition}" for condition in conditions))
     return " or ".join(phrases)
+
+
+def _apart(clause: Clause) -> tuple[Filter, ...]:
+    """The filters that are told after the subject: without keys, a form is the subject, or all of them are."""
+    if clause.column:
+        return clause.filters
+    head = clause.filters[0]
+    return clause.filters[1:] if isinstance(head, Named) and head.kind == "form" else ()
 
 
 def _atoms(clauses: Sequence[Clause], vocabulary: Vocabulary) -> str:
@@ -93,6 +102,8 @@ def _subject(seen: Sequence[tuple[Slot, int]], vocabulary: Vocabulary, n_keys: i
             return _fold(value, vocabulary, n_keys <= MAX_FORMS)
         if slot.offset == 0 and slot.table in LEVELS:
             return _kind(slot.table, value, vocabulary)
+        if slot.offset == 0 and slot.table in AFFIXES:
+            return "words" if slot.table.startswith("begin") else "pieces"
         if slot.offset == 0:
             return SHAPES[value][1] if slot.table == "shape" else show(vocabulary.strings[value])
     return "any token"
@@ -121,8 +132,15 @@ def _fold(fold: int, vocabulary: Vocabulary, is_whole: bool) -> str:
 
 def _context(seen: Sequence[tuple[Slot, int]], vocabulary: Vocabulary, n_keys: int) -> tuple[str, str]:
     """("after", what), ("just before", what), (any form, "") or two empty strings."""
-    if seen[0][0].table == "fold" and n_keys > MAX_FORMS and len(vocabulary.members(seen[0][1])) > 1:
+    slot, value = seen[0]
+    if slot.table == "fold" and n_keys > MAX_FORMS and len(vocabulary.members(value)) > 1:
         return ANY_FORM, ""
+    if slot.table in AFFIXES:
+        letters = affix(vocabulary.strings[value], slot.table)
+        is_first = slot.table.startswith("begin")
+        return (
+            ("that begin with", f"{LEFT}{letters}-{RIGHT}") if is_first else ("that end in", f"{LEFT}-{letters}{RIGHT}")
+        )
     around = [(slot, value) for slot, value in seen if slot.offset != 0]
     if not around:
         return "", ""
@@ -146,7 +164,21 @@ def _subject_of(filters: Sequence[Filter], vocabulary: Vocabulary) -> str:
 
 def _condition(condition: Filter, vocabulary: Vocabulary) -> str:
     if isinstance(condition, Named):
-        phrase = PLACES[condition.name] if condition.kind == "place" else vocabulary.forms.phrases[condition.name]
-        return f"not {phrase}" if condition.is_negated else phrase
-    words = [show(" " + vocabulary.strings[token].strip()) for token in condition.words]
-    return f"in passages with words such as {_listed(list(dict.fromkeys(words))[:MAX_WORDS])}"
+        text = phrase(condition.name) if condition.kind == "place" else vocabulary.forms.phrases[condition.name]
+        return f"not {text}" if condition.is_negated else text
+    if isinstance(condition, Recent):
+        words = _listed([show(vocabulary.strings[token]) for token in condition.words])
+        return f"in the {condition.reach} tokens from {words} on"
+    return _topic(condition, vocabulary)
+
+
+def _topic(topic: Topic, vocabulary: Vocabulary) -> str:
+    """The most telling words, longer ones first, those that abound before those that are missing."""
+    ranked = sorted(zip(topic.words, topic.weights, strict=True), key=lambda each: not vocabulary.is_word[each[0]])
+    shown = [(show(" " + vocabulary.strings[token].strip()), weight) for token, weight in ranked]
+    there, missing = ([text for text, weight in shown if weight * sign > 0] for sign in (1, -1))
+    where = "in passages" if topic.reach == "passage" else "in documents"
+    if not there:
+        return f"{where} without words such as {_listed(list(dict.fromkeys(missing))[:MAX_WORDS])}"
+    text = f"{where} with words such as {_listed(list(dict.fromkeys(there))[:MAX_WORDS])}"
+    return text + (f" rather than {_listed(list(dict.fromkeys(missing))[:MAX_MISSING])}" if missing else "")

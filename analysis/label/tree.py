@@ -10,10 +10,11 @@ the best choice for a rate is a sum over the tree, from the leaves to the root.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from analysis.label.evidence import Evidence, chance
+from analysis.label.evidence import Evidence, Groups, chance
 from analysis.label.protocol import Clause, Filter
 
 MAX_ROUNDS = 12
@@ -28,20 +29,31 @@ class _Level:
 
 
 def fit_chain(
-    evidence: Evidence, columns: Sequence[str], cost: float, filters: tuple[Filter, ...] = ()
+    evidence: Evidence,
+    columns: Sequence[str],
+    cost: float,
+    filters: tuple[Filter, ...] = (),
+    breadth: int = 1,
 ) -> tuple[Clause, ...]:
-    """The clauses over nested `columns`, coarsest first, that fit the evidence best."""
+    """The clauses over nested `columns`, coarsest first, that fit the evidence best.
+
+    Args:
+        breadth: groups of the last column in which the latent must fire for a group above it to be named.
+    """
     if len(evidence.fired) == 0:
         return ()
-    groups = [evidence.groups(column) for column in columns]
-    parents = [np.zeros(len(groups[0].ids), dtype=np.int64)]
-    for i in range(1, len(columns)):
-        above = evidence.indexed.parents(columns[i], columns[i - 1])[groups[i].ids]
-        parents.append(np.searchsorted(groups[i - 1].ids, above))
+    entire = [evidence.groups(column) for column in columns]
+    gainful = [group.hits > cost for group in entire]  # others gain nothing, nor does what they hold
+    if not gainful[0].any():
+        return ()
+    groups = [group.where(keep) for group, keep in zip(entire, gainful, strict=True)]
     levels = [
         _Level(group.hits - cost, group.totals.astype(np.float64), parent)
-        for group, parent in zip(groups, parents, strict=True)
+        for group, parent in zip(groups, _parents(evidence, columns, groups), strict=True)
     ]
+    if breadth > 1:
+        for level, members, keep in zip(levels, _members(evidence, columns, entire), gainful, strict=False):
+            level.hits[members[keep] < breadth] = 0
     chosen = _maximise(levels, evidence)
     clauses = []
     for column, group, take in zip(columns, groups, chosen, strict=True):
@@ -56,18 +68,36 @@ def fit_chain(
     return tuple(clauses)
 
 
+def _parents(evidence: Evidence, columns: Sequence[str], groups: Sequence[Groups]) -> list[np.ndarray]:
+    """Of each group its place among those of the level above, `[g]`; of the first level 0."""
+    parents = [np.zeros(len(groups[0].ids), dtype=np.int64)]
+    for (above, fine), (coarse, group) in zip(pairwise(columns), pairwise(groups), strict=True):
+        parents.append(np.searchsorted(coarse.ids, evidence.indexed.parents(fine, above)[group.ids]))
+    return parents
+
+
+def _members(evidence: Evidence, columns: Sequence[str], groups: Sequence[Groups]) -> list[np.ndarray]:
+    """How many groups of the last column each group holds, `[g]` each, of the columns above that."""
+    parents = _parents(evidence, columns, groups)
+    members: list[np.ndarray] = [np.ones(len(groups[-1].ids))]
+    for group, parent in zip(groups[-2::-1], parents[:0:-1], strict=True):
+        members.append(np.bincount(parent, members[-1], minlength=len(group.ids)))
+    return members[:0:-1]
+
+
 def _maximise(levels: list[_Level], evidence: Evidence) -> list[np.ndarray]:
     """The groups to name at each level, `[g]` bool each."""
     known, base = evidence.n_true, evidence.n_predicted + evidence.n_firings
     rate = max(known / base, float(np.max((known + levels[0].hits) / (base + levels[0].totals))))
+    hits, totals = np.concatenate([level.hits for level in levels]), np.concatenate([level.totals for level in levels])
     chosen = [np.zeros(len(level.hits), dtype=bool) for level in levels]
     for _ in range(MAX_ROUNDS):
         attempt = _prune(levels, rate)
-        n_true = known + sum(float(level.hits[take].sum()) for level, take in zip(levels, attempt, strict=True))
-        n_both = base + sum(float(level.totals[take].sum()) for level, take in zip(levels, attempt, strict=True))
-        if n_true / n_both < rate - 1e-12:
+        named = np.concatenate(attempt)
+        found = float((known + hits[named].sum()) / (base + totals[named].sum()))
+        if found < rate - 1e-12:
             break
-        chosen, before, rate = attempt, rate, n_true / n_both
+        chosen, before, rate = attempt, rate, found
         if rate - before < 1e-12:
             break
     return chosen

@@ -13,7 +13,7 @@ import numpy as np
 
 from analysis.codes import Codes, spread_out
 from analysis.label.forms import PATTERNS
-from analysis.label.places import places_of
+from analysis.label.places import Places
 from analysis.parts import scrambled
 from analysis.quality.sample import Sample
 from analysis.splits import FitView, TestView, View
@@ -130,16 +130,16 @@ def _answers(view: View, documents: np.ndarray) -> Mapping[str, tuple[np.ndarray
     here = {name: table[view.tokens] for name, table in of_token.items()}
     has_next = np.append(documents[1:] == documents[:-1], False) & ~np.append(view.offsets[1:] == 0, True)
     after = {name: np.append(own[1:], False) for name, own in here.items()}
-    places, every = places_of(view), np.ones(len(view.tokens), dtype=bool)
-    name = here["capitalised_word"]
+    places, every = Places.of(view), np.ones(len(view.tokens), dtype=bool)
+    name, starts_sentence = here["capitalised_word"], places.holds("sentence<1")
     return {
         "capitalised": (here["word_start"], name),
         "number": (every, here["number"]),
-        "sentence_start": (name, places["sentence_start"]),
+        "sentence_start": (name, starts_sentence),
         "next_comma": (has_next, after["comma"]),
         "next_capitalised": (has_next, after["capitalised_word"]),
-        "in_quotes": (every, places["in_quotes"]),
-        "repeated_name": (name & ~places["sentence_start"], places["repeated"]),
+        "in_quotes": (every, places.holds("in_quotes")),
+        "repeated_name": (name & ~starts_sentence, places.holds("repeated")),
     }
 
 

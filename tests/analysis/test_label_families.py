@@ -35,9 +35,9 @@ def inside_brackets(tokens: np.ndarray, ids: dict[str, int]) -> np.ndarray:
 
 
 def of_law(tokens: np.ndarray, ids: dict[str, int]) -> np.ndarray:
-    documents = tokens.reshape(-1, 96)
-    is_law = np.isin(documents, [ids[" court"], ids[" judge"]]).sum(axis=1) > 2
-    return np.repeat(is_law, 96)
+    """In a document of law, as the town has every third one."""
+    legal = [ids[word] for word in (" court", " judge", " plaintiff", " statute")]
+    return np.repeat(np.isin(tokens.reshape(-1, 96), legal).any(axis=1), 96)
 
 
 def test_one_token(planted, ids):
@@ -86,7 +86,7 @@ def test_a_token_before_another(planted, ids):
 def test_a_topic(planted, ids):
     choice, f1, text = planted(lambda tokens: of_law(tokens, ids))
     assert choice.label.family == "topic"
-    assert f1 > 0.95
+    assert f1 > 0.99
     assert text.startswith("Fires on any token, in passages with words such as")
     assert "court" in text
 
@@ -94,8 +94,8 @@ def test_a_topic(planted, ids):
 def test_a_token_within_a_topic(planted, ids):
     choice, f1, text = planted(lambda tokens: of_law(tokens, ids) & (tokens == ids[" the"]))
     assert choice.label.family == "topic"
-    assert f1 > 0.9
-    assert text.startswith("Fires on \u201cthe\u201d, in passages with words such as")
+    assert f1 > 0.99
+    assert text.startswith("Fires on \u201cthe\u201d, in documents with words such as")
 
 
 def test_a_token_at_a_place(planted, ids):
@@ -103,6 +103,20 @@ def test_a_token_at_a_place(planted, ids):
     assert choice.label.family == "combination"
     assert f1 > 0.95
     assert text == "Fires on \u201cof\u201d, inside brackets."
+
+
+def test_tokens_soon_after_a_word(planted, ids):
+    def soon(tokens: np.ndarray) -> np.ndarray:
+        is_town = np.pad((tokens == ids[" town"]).reshape(-1, 96), ((0, 0), (4, 0)))
+        return np.lib.stride_tricks.sliding_window_view(is_town, 5, axis=1).any(axis=2).reshape(-1)
+
+    choice, f1, text = planted(soon)
+    assert choice.label.family == "recent"
+    assert f1 == 1.0
+    assert text == "Fires on any token, in the 5 tokens from \u201ctown\u201d on."
+    _, f1, text = planted(lambda tokens: soon(tokens) & (tokens == ids[" the"]))
+    assert f1 == 1.0
+    assert text == "Fires on \u201cthe\u201d, in the 5 tokens from \u201ctown\u201d on."
 
 
 def test_two_meanings(planted, ids):

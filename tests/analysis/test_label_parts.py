@@ -1,6 +1,7 @@
 """The parts below the families: keys, forms, places, pruning and sentences."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from itertools import product
 
 import numpy as np
@@ -11,10 +12,10 @@ from hypothesis import strategies as st
 from analysis.codes import Codes
 from analysis.label.columns import COLUMNS, Slot, Vocabulary, column_of, digits
 from analysis.label.evidence import Evidence
-from analysis.label.forms import SHAPES, folds_of, forms_of
+from analysis.label.forms import SHAPES, affix, affixes_of, folds_of, forms_of
 from analysis.label.indexed import Indexed
-from analysis.label.places import PLACES, places_of
-from analysis.label.protocol import Clause, Label, Named, Part, Topic, predict_clauses
+from analysis.label.places import NAMES, Places, phrase
+from analysis.label.protocol import Clause, Label, Named, Part, Recent, Topic, predict_clauses, since_words
 from analysis.label.sentence import sentence, show
 from analysis.label.tree import fit_chain
 from analysis.splits import FitView
@@ -104,24 +105,134 @@ def test_lookup_finds_each_position_once(name):
     assert len(column.lookup(np.array([10**12]), np.array([1.0]))[0]) == 0
 
 
+def places_at(texts: list[str], contexts: list[int] | None = None) -> dict[str, list[int]]:
+    places = Places.of(view_of(texts, contexts))
+    return {name: np.flatnonzero(places.holds(name)).tolist() for name in NAMES}
+
+
 def test_places_by_hand():
-    texts = [" dog", ".", " X", ' "', "Dog", '"', " (", "Dog", ")", "\n", " dog", "."]
-    places = places_of(view_of(texts))
-    at = {name: np.flatnonzero(mask).tolist() for name, mask in places.items()}
-    assert set(at) == set(PLACES)
-    assert at["sentence_start"] == [0, 2, 10]
-    assert at["line_start"] == [0, 10]
+    at = places_at([" dog", ".", " X", ' "', "Dog", '"', " (", "Dog", ")", "\n", " dog", "."])
+    assert at["sentence<1"] == [0, 2]
+    assert at["line<1"] == [0, 10]
+    assert at["line<3"] == [0, 1, 2, 10, 11]
+    assert at["document<2"] == at["context<2"] == [0, 1]
     assert at["in_quotes"] == [4, 5]
+    assert at["quotes_open"] == [3, 4]
     assert at["in_brackets"] == [7, 8]
+    assert at["brackets_open"] == [6, 7]
     assert at["repeated"] == [7, 10, 11]  # Dog, dog, full stop
+    assert at["repeat<3"] == [7], "Dog stood three tokens before"
+    assert at["repeat<2"] == []
     assert at["bigram_repeated"] == [11]
     assert at["previous_repeated"] == [8, 11]
 
 
+def test_a_sentence_starts_after_line_breaks_and_closing_marks():
+    at = places_at([" dog", ".", '"', "\n", " X", " dog", "\n", "\n", "Dog", "\n", "Dog"])
+    # after the full stop, and after its quotation mark past the line break; a line may break within a sentence
+    assert at["sentence<1"] == [0, 2, 4]
+    assert at["line<1"] == [0, 4, 7, 8, 10]
+
+
 def test_places_forget_what_lies_in_another_context():
-    places = places_of(view_of([" dog", ".", " dog", "."], contexts=[0, 2, 4]))
-    assert not places["repeated"].any()
-    assert not places["bigram_repeated"].any()
+    at = places_at([" dog", ".", " dog", "."], contexts=[0, 2, 4])
+    assert at["repeated"] == at["bigram_repeated"] == []
+    assert at["context<1"] == [0, 2]
+    assert at["document<1"] == [0]
+
+
+def test_quotes_and_brackets_close_with_their_context():
+    at = places_at([" (", " dog", ' "', " dog", " dog", " dog"], contexts=[0, 4, 6])
+    assert (at["in_brackets"], at["in_quotes"]) == ([1, 2, 3], [3])
+
+
+def test_places_are_counted_as_they_hold():
+    texts = [STRINGS[i] for i in np.random.default_rng(0).integers(len(STRINGS), size=200)]
+    places, positions = Places.of(view_of(texts, [0, 90, 200])), np.arange(3, 180, 2)
+    held = np.array([places.holds(name, positions) for name in NAMES])
+    assert (places.counts(positions) == held.sum(axis=1)).all()
+    assert places.weighed(positions, positions / 7) == pytest.approx(held @ (positions / 7))
+
+
+def test_places_have_phrases():
+    assert phrase("line<1") == "at the start of a line"
+    assert phrase("line<12") == "in the first 12 tokens of a line"
+    assert phrase("repeat<32") == "seen in the last 32 tokens"
+
+
+def test_affixes_group_words_by_their_letters():
+    strings = (" walking", "ing", " Ring", "RING", "1ing", " walked", "ng", " a")
+    assert [affix(text, "end_3") for text in strings] == ["ing", "ing", "ing", "ing", None, "ked", None, None]
+    assert [affix(text, "begin_2") for text in strings] == ["wa", None, "ri", None, None, "wa", None, None]
+    assert affixes_of(strings, "end_3").tolist() == [0, 0, 0, 0, 4, 5, 6, 7]
+
+
+def test_a_group_is_named_by_its_affix_only_if_enough_words_of_it_fire():
+    strings = (" king", " ring", " sing", " dog", " cat")
+    tokens = np.tile(np.arange(5), 20).astype(np.uint16)
+    split = TokenSplit("fit", tokens, np.array([0, 100]), np.array([0, 100]), {})
+    none = Codes(np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
+    indexed = Indexed(FitView.of(split, none, strings, skip_positions=0), Vocabulary.of(strings))
+    fired = np.flatnonzero(tokens < 3)
+    chain = ("end_2", "end_3", "token")
+    whole, words = (fit_chain(Evidence(indexed, fired, 60), chain, 2.0, breadth=n) for n in (3, 4))
+    assert [(clause.column, len(clause.keys)) for clause in whole] == [("end_2", 1)]
+    assert [(clause.column, len(clause.keys)) for clause in words] == [("token", 3)]
+    said = sentence(Label((Part("affix", whole),)), indexed.vocabulary)
+    assert said == "Fires on pieces that end in \u201c-ng\u201d."
+    for clauses in (whole, words):
+        assert predict_clauses(clauses, indexed)[0].tolist() == fired.tolist()
+
+
+def test_gains_by_hand():
+    """A token fires at 2 of its 4 positions, another never. F1 of the token is 2 * 2 / (4 + 2) = 2/3; under a condition
+    that keeps both firings and half of the positions it is 1."""
+    view = view_of([" dog", "Dog", " dog", "Dog", " dog", "Dog", " dog", "Dog"])
+    evidence = Evidence(Indexed(view, VOCABULARY), np.array([0, 2]), 2)
+    assert evidence.gains(np.array([1.0, 1.0, 0.5]), np.array([1.0, 0.5, 0.5])) == pytest.approx(
+        [0, 1 / 3, 0.5 - 2 / 3]
+    )
+    positions, weights = evidence.like
+    assert (positions.tolist(), weights.tolist()) == ([0, 2, 4, 6], [0.5] * 4)
+    half = evidence.narrowed(np.arange(8) < 3)
+    assert (half.fired.tolist(), half.n_ground, half.token_totals[ID[" dog"]]) == ([0, 2], 3, 2)
+    rest = evidence.without(np.array([0, 1]))
+    assert (rest.fired.tolist(), rest.n_ground, rest.token_totals[ID["Dog"]]) == ([2], 6, 3)
+
+
+def test_recent_words_by_hand():
+    view = view_of([" Mr", " X", " dog", " dog", " X", " dog", " dog"], contexts=[0, 4, 7])
+    indexed = Indexed(view, VOCABULARY)
+    words = (ID[" Mr"], ID["ing"])
+    assert since_words(indexed, words).tolist() == [0, 1, 2, 3, 7, 7, 7], "not in the other context"
+    recent = Recent((ID[" Mr"], ID[" X"]), 2)
+    assert np.flatnonzero(recent.mask(indexed)).tolist() == [0, 1, 2, 4, 5]
+    assert recent.holds(indexed, np.array([2, 3, 6])).tolist() == [True, False, False]
+
+
+def test_topics_of_passages_and_of_documents():
+    """A document of 30 blocks; a word fills the first block, 16 of 480 tokens, and one that repels fills the last."""
+    view = view_of([" walk"] * 16 + [" dog"] * 448 + [" Mr"] * 16)
+    indexed = Indexed(view, VOCABULARY)
+    passage = Topic((ID[" walk"],), (1.0,), 0.1)
+    # five blocks are in the window of the first one, nine in that of the fifth
+    assert passage.scores(indexed)[:6] == pytest.approx([1 / 5, 1 / 6, 1 / 7, 1 / 8, 1 / 9, 0])
+    assert np.flatnonzero(passage.mask(indexed)).tolist() == list(range(80))
+    document = replace(passage, weights=(3.0,), reach="document")
+    assert document.scores(indexed) == pytest.approx([0.1] * 30)
+    repelled = Topic((ID[" walk"], ID[" Mr"]), (1.0, -2.0), 0.0, "document")
+    assert repelled.scores(indexed) == pytest.approx([-1 / 30] * 30)
+    assert not repelled.holds(indexed, np.array([0, 400])).any()
+
+
+def test_rules_are_the_same_from_json():
+    filters = (
+        Named("place", "line<4", is_negated=True),
+        Topic((1, 2), (0.5, -0.25), 0.125, "document"),
+        Recent((3,), 20),
+    )
+    label = Label((Part("combination", (Clause("end_2", (2,), (0.5,), filters), Clause(None, (), (0.25,), filters))),))
+    assert Label.of_json(json.loads(json.dumps([asdict(part) for part in label.parts]))) == label
 
 
 @settings(max_examples=30, deadline=None)
@@ -207,6 +318,15 @@ def test_sentences():
     assert say(folds, exact) == f"Fires on {forms}."
     within = [replace(clause, filters=outside.filters) for clause in (folds, exact)]
     assert say(*within) == f"Fires on {forms}, all not inside brackets."
+    document = replace(topic, filters=(Topic((ID[" dog"], ID["."]), (1.0, -0.5), 0.5, "document"),))
+    assert (
+        say(document)
+        == "Fires on any token, in documents with words such as \u201cdog\u201d rather than \u201c.\u201d."
+    )
+    missing = replace(topic, filters=(Topic((ID[" dog"],), (-1.0,), 0.0),))
+    assert say(missing) == "Fires on any token, in passages without words such as \u201cdog\u201d."
+    soon = Clause("token", (ID["."] + 1,), (0.9,), (Recent((ID[" Mr"], ID[" X"]), 12),))
+    assert say(soon) == "Fires on \u201c.\u201d, in the 12 tokens from \u201cMr\u201d or \u201cX\u201d on."
     many = Clause("token", tuple(range(1, 13)), (0.5,) * 12)
     assert say(many).endswith(" and 7 more such rules.")
 

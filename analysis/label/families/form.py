@@ -5,17 +5,22 @@ import numpy as np
 from analysis.config import LabelConfig
 from analysis.label.evidence import Evidence, chance
 from analysis.label.forms import total_of
-from analysis.label.protocol import Clause, Named, Part, families
+from analysis.label.protocol import Clause, Filter, Named, Part, families
 
 MAX_CLASSES = 3
 
 
 @families.register("form")
 def fit(evidence: Evidence, cfg: LabelConfig) -> list[Part]:
+    clauses = classes(evidence, cfg)
+    return [Part("form", clauses)] if clauses else []
+
+
+def classes(evidence: Evidence, cfg: LabelConfig, filters: tuple[Filter, ...] = ()) -> tuple[Clause, ...]:
+    """A clause for each class, the best first; `filters` are what the evidence was narrowed to."""
     indexed = evidence.indexed
     forms, size = indexed.vocabulary.forms, len(indexed.vocabulary.strings)
-    hits = np.bincount(indexed.view.tokens[evidence.fired], minlength=size)
-    totals = evidence.token_totals()
+    hits, totals = evidence.token_hits, evidence.token_totals
     class_hits = total_of(forms.table, hits)
     class_totals = indexed.form_counts - total_of(forms.table, indexed.token_counts - totals)
     known, base = float(evidence.n_true), evidence.n_predicted + evidence.n_firings
@@ -28,10 +33,10 @@ def fit(evidence: Evidence, cfg: LabelConfig) -> list[Part]:
         if gains[best] <= 0 or rates[best] <= known / base:
             break
         score = chance(int(class_hits[best]), int(class_totals[best]))
-        clauses.append(Clause(None, (), (score,), (Named("form", forms.names[best]),)))
+        clauses.append(Clause(None, (), (score,), (Named("form", forms.names[best]), *filters)))
         known, base = known + float(gains[best]), base + int(class_totals[best])
         taken = forms.table[:, best] & left
         left &= ~taken
         class_hits = class_hits - total_of(forms.table, hits * taken)
         class_totals = class_totals - total_of(forms.table, totals * taken)
-    return [Part("form", tuple(clauses))] if clauses else []
+    return tuple(clauses)

@@ -1,97 +1,136 @@
-"""Passages by their words: the window of some 64 tokens to either side holds telling words.
+"""Passages and documents by their words: some 64 tokens to either side, or the whole text, hold telling words.
 
-A word tells by its log-odds in the windows around firings against the rest of the text, with the
-text as a Dirichlet prior (Monroe, Colaresi and Quinn 2008, eq. 16-22). The topic stands alone
-("any token in passages with ...") or narrows a set of tokens.
+A word tells by its log-odds in the passages with firings against those with the same tokens and none, with the text as
+a Dirichlet prior (Monroe, Colaresi and Quinn 2008, eq. 16-22); one that is missing there tells as well. The topic
+stands alone ("any token in passages with ...") or narrows a set of tokens.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
 from analysis.config import LabelConfig
-from analysis.label.evidence import Evidence, chance
+from analysis.label.evidence import MIN_GAIN, Evidence, chance
+from analysis.label.indexed import Reach
 from analysis.label.protocol import Clause, Part, Topic, families
 from analysis.label.tree import fit_chain
 
-MAX_WORDS = 40
+MAX_WORDS, MAX_MISSING = 40, 20
 MIN_Z = 3.0
-PRIOR_TOKENS = 10_000
+PRIOR_TOKENS = 5000
 UNIT = 1024
-"""Weights are multiples of 1 / UNIT: sums of them are exact, whatever the order of the text."""
-MIN_LIFT, MIN_SHARE = 1.3, 0.5
-"""A topic narrows a token set if this many times more firings than tokens lie in it, and this
-share of all firings."""
+"""Weights and thresholds are multiples of 1 / UNIT: sums of them are exact, whatever the order of the text."""
+REACHES: tuple[Reach, ...] = ("passage", "document")
+
+
+@dataclass(frozen=True, eq=False)
+class _Counts:
+    """What is in each block, `[n_blocks]` each."""
+
+    hits: np.ndarray
+    """Firings."""
+    totals: np.ndarray
+    """Positions of the ground."""
+    like: np.ndarray
+    """Firings to be expected if the token alone decided."""
 
 
 @families.register("topic")
 def fit(evidence: Evidence, cfg: LabelConfig) -> list[Part]:
-    topic = telling_words(evidence)
+    parts = _alone(evidence, cfg)
+    if told := telling_topic(evidence):
+        masked = evidence.narrowed(told[1].mask(evidence.indexed))
+        clauses = fit_chain(masked, ("fold", "token"), evidence.cost(cfg), (told[1],))
+        parts += [Part("topic", clauses)] if clauses else []
+    return parts
+
+
+def _alone(evidence: Evidence, cfg: LabelConfig) -> list[Part]:
+    """Every token of the passages, with the reach and the threshold of the best F1."""
+    counts, scored = _scored(evidence)
+    if not scored:
+        return []
+    known, base = evidence.n_true, evidence.n_predicted + evidence.n_firings
+    swept = [(topic, *_sweep(scores, counts.hits, counts.totals)) for topic, scores in scored]
+    rates = [(known + hits) / (base + totals) for _, _, hits, totals in swept]
+    which = int(np.argmax([rate.max() for rate in rates]))
+    (topic, levels, hits, totals), best = swept[which], int(np.argmax(rates[which]))
+    if hits[best] <= evidence.cost(cfg):
+        return []
+    score = chance(int(hits[best]), int(totals[best]))
+    return [Part("topic", (Clause(None, (), (score,), (replace(topic, threshold=_below(levels, best)),)),))]
+
+
+@lru_cache(maxsize=1)
+def telling_topic(evidence: Evidence) -> tuple[float, Topic] | None:
+    """(gain, topic): the reach and the threshold that best part the firings from the same tokens elsewhere."""
+    counts, scored = _scored(evidence)
+    found, most = None, MIN_GAIN
+    for topic, scores in scored:
+        levels, hits, like = _sweep(scores, counts.hits, counts.like)
+        gains = evidence.gains(hits / max(len(evidence.fired), 1), like / counts.like.sum())
+        best = int(np.argmax(gains))
+        if gains[best] > most:
+            found, most = replace(topic, threshold=_below(levels, best)), float(gains[best])
+    return None if found is None else (most, found)
+
+
+@lru_cache(maxsize=1)
+def _scored(evidence: Evidence) -> tuple[_Counts, list[tuple[Topic, np.ndarray]]]:
+    """What is in each block, and its score by the telling words at each reach; no scores if no word tells."""
+    counts = _count(evidence)
+    topic = telling_words(evidence, counts)
     if topic is None:
-        return []
-    scores, blocks = topic.scores(evidence.indexed), evidence.indexed.blocks
-    hits = np.bincount(blocks.of[evidence.fired], minlength=len(blocks.starts))
-    return [*_alone(evidence, cfg, topic, scores, hits), *_narrowed(evidence, cfg, topic, scores, hits)]
+        return counts, []
+    return counts, [(own, own.scores(evidence.indexed)) for own in (replace(topic, reach=reach) for reach in REACHES)]
 
 
-def _alone(evidence: Evidence, cfg: LabelConfig, topic: Topic, scores: np.ndarray, hits: np.ndarray) -> list[Part]:
-    """Every token of the passages, with the threshold of the best F1."""
-    blocks = evidence.indexed.blocks
-    totals = blocks.n_valid
+def _count(evidence: Evidence) -> _Counts:
+    view, blocks, weights = evidence.indexed.view, evidence.indexed.blocks, evidence.token_rates
+    n, n_valid, like = len(blocks.starts), blocks.n_valid, evidence.indexed.valid_words @ weights
     if evidence.outside is not None:
-        totals = totals - np.bincount(blocks.of[evidence.outside], minlength=len(totals))
-    levels, n_hits, n_totals = _sweep(scores, hits, totals)
-    best = int(np.argmax((evidence.n_true + n_hits) / (evidence.n_predicted + evidence.n_firings + n_totals)))
-    if levels[best] <= 0 or n_hits[best] <= evidence.cost(cfg):
-        return []
-    score = chance(int(n_hits[best]), int(n_totals[best]))
-    return [Part("topic", (Clause(None, (), (score,), (replace(topic, threshold=float(levels[best])),)),))]
-
-
-def _narrowed(evidence: Evidence, cfg: LabelConfig, topic: Topic, scores: np.ndarray, hits: np.ndarray) -> list[Part]:
-    """Tokens within the passages. The threshold best parts the firings from the same tokens elsewhere."""
-    indexed, blocks = evidence.indexed, evidence.indexed.blocks
-    tokens, totals = indexed.view.tokens, evidence.token_totals()
-    weights = np.bincount(tokens[evidence.fired], minlength=len(totals)) / np.maximum(totals, 1)
-    like = np.add.reduceat(weights[tokens] * indexed.view.valid, blocks.starts)
-    levels, n_hits, n_like = _sweep(scores, hits, like)
-    shares, ground = n_hits / max(len(evidence.fired), 1), n_like / like.sum()
-    best = int(np.argmax(shares - ground))
-    if levels[best] <= 0 or shares[best] < max(MIN_SHARE, MIN_LIFT * ground[best]):
-        return []
-    below = max(float(levels[min(best + 1, len(levels) - 1)]), 0.0)
-    narrow = replace(topic, threshold=(float(levels[best]) + below) / 2)
-    on = (scores >= narrow.threshold)[blocks.of] & indexed.view.valid
-    if evidence.outside is not None:
-        on[evidence.outside] = False
-    clauses = fit_chain(evidence.masked(np.flatnonzero(on)), ("fold", "token"), evidence.cost(cfg), (narrow,))
-    return [Part("topic", clauses)] if clauses else []
+        n_valid = n_valid - np.bincount(blocks.of[evidence.outside], minlength=n)
+        like = like - np.bincount(blocks.of[evidence.outside], weights[view.tokens[evidence.outside]], minlength=n)
+    return _Counts(np.bincount(blocks.of[evidence.fired], minlength=n), n_valid, np.maximum(like, 0))
 
 
 def _sweep(scores: np.ndarray, hits: np.ndarray, totals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(levels, hits, totals) of the blocks that score at least each level, from the highest; blocks
-    that hold nothing make no level."""
-    held = np.flatnonzero(totals > 0)
-    order = held[np.argsort(-scores[held])]  # ties are counted together
-    ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))
-    return scores[order][ends], np.cumsum(hits[order])[ends], np.cumsum(totals[order])[ends]
+    """(levels, hits, totals) of the blocks that score at least each level, from the highest; a level at which no block
+    holds anything is left out."""
+    steps = np.floor(scores * UNIT).astype(np.int64)
+    lowest = int(steps.min())
+    n_totals = np.bincount(steps - lowest, totals)[::-1]
+    n_hits = np.bincount(steps - lowest, hits)[::-1]
+    levels = (lowest + np.arange(len(n_totals)))[::-1] / UNIT
+    held = n_totals > 0
+    return levels[held], n_hits.cumsum()[held], n_totals.cumsum()[held]
 
 
-def telling_words(evidence: Evidence) -> Topic | None:
-    """The words of the windows around firings, with no threshold yet; none if no word tells."""
-    indexed = evidence.indexed
-    blocks, size = indexed.blocks, len(indexed.vocabulary.strings)
-    fires = np.bincount(blocks.of[evidence.fired], minlength=len(blocks.starts)) > 0
-    reach = np.concatenate([[0], np.cumsum(fires)])
-    near = reach[blocks.last] > reach[blocks.first]
-    tokens = indexed.view.tokens
-    inside = np.bincount(tokens[np.repeat(near, np.diff(blocks.starts, append=len(tokens)))], minlength=size)
-    z, delta = _log_odds(inside, indexed.all_counts)
-    found = np.flatnonzero((z > MIN_Z) & indexed.vocabulary.is_word)
-    order = found[np.argsort(-z[found], kind="stable")][:MAX_WORDS]
+def _below(levels: np.ndarray, number: int) -> float:
+    """Halfway between a level and the next lower one."""
+    return float(levels[number] + levels[min(number + 1, len(levels) - 1)]) / 2
+
+
+def telling_words(evidence: Evidence, counts: _Counts) -> Topic | None:
+    """The words of the passages with firings, and those that are missing there, with no threshold yet; none if no word
+    tells."""
+    blocks = evidence.indexed.blocks
+    fires, like = blocks.means(counts.hits, "passage"), blocks.means(counts.like, "passage")
+    typical = (fires * counts.hits).sum() / max(len(evidence.fired), 1)  # what a firing sees around it
+    near, ground = (np.minimum(np.round(density / max(typical, 1e-12) * UNIT) / UNIT, 1) for density in (fires, like))
+    inside, everywhere = (evidence.indexed.blocks_of_words @ np.stack([near, np.maximum(near, ground)], axis=1)).T
+    z, delta = _log_odds(inside, everywhere)
+    order = np.concatenate([_most(z, MAX_WORDS), _most(-z, MAX_MISSING)])
     if len(order) == 0:
         return None
     return Topic(tuple(order.tolist()), tuple((np.round(delta[order] * UNIT) / UNIT).tolist()), 0.0)
+
+
+def _most(z: np.ndarray, n: int) -> np.ndarray:
+    """The words with the greatest z-scores beyond `MIN_Z`, at most n."""
+    found = np.flatnonzero(z > MIN_Z)
+    return found[np.argsort(-z[found], kind="stable")][:n]
 
 
 def _log_odds(inside: np.ndarray, everywhere: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
