@@ -12,6 +12,7 @@ from typing import Any
 from analysis.windows.items import KINDS
 from benchmarks import architecture_table, dashboard_tables, ground_truth, ground_truth_tables, training
 from benchmarks.markdown import table
+from benchmarks.planted.section import section as planted_section
 from benchmarks.results import RESULTS
 from benchmarks.rounds import tables
 from sae.files import write_text
@@ -35,6 +36,7 @@ def main() -> None:
         ("index", _index_section),
         ("dashboards", _dashboards_section),
         ("ground_truth", _ground_truth_section),
+        ("planted", planted_section),
     )
     for name, section in sections:
         path = RESULTS / f"{name}.json"
