@@ -54,6 +54,7 @@ def test_user_errors_exit_with_2_and_one_line() -> None:
     assert done.stderr == "sae: configs/nowhere.yaml: no such configuration file\n"
 
 
+@pytest.mark.slow
 def test_mistakes_about_a_sweep_are_told_before_any_work(tmp_path: Path) -> None:
     out = f"out={tmp_path / 'run'}"
     refused = {
@@ -71,6 +72,7 @@ def test_mistakes_about_a_sweep_are_told_before_any_work(tmp_path: Path) -> None
     assert not (tmp_path / "run" / "tokens").exists()
 
 
+@pytest.mark.slow
 def test_mistakes_about_an_evaluation_are_told_at_once(tmp_path: Path) -> None:
     out = f"out={tmp_path / 'run'}"
     refused = {

@@ -87,6 +87,7 @@ def test_group_max_keeps_the_largest_of_each_group(monkeypatch):
     assert latents.firing_counts().tolist() == [1, 1, 1, 0]
 
 
+@pytest.mark.slow
 def test_groups_of_unequal_size_are_refused_before_any_work(tmp_path):
     (tmp_path / "group_max.py").write_text(EXAMPLE.read_text())
     (tmp_path / "my.yaml").write_text("plugins: [group_max]\nsae: {type: group_max, n_latents: 4096, k: 24}\n")

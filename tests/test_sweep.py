@@ -19,6 +19,7 @@ from sae.sweep import member, sweep
 from sae.text import Document
 from tests import warm
 
+pytestmark = pytest.mark.slow
 OUTSIDE = {"seconds.json", ".lock"}
 CONFIG = """
 model: {{name: {model}, precision: float32}}
@@ -147,7 +148,6 @@ def kill_when(command: warm.Command, is_time: Callable[[], bool]) -> None:
     assert command.kill(), "it had ended before"
 
 
-@pytest.mark.slow
 def test_a_killed_sweep_ends_with_the_same_bytes(config: Path, tmp_path: Path) -> None:
     long = ("train.tokens=10_000", "train.evaluate_every=0")
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -122,11 +122,16 @@ HALF = {"precision": "bfloat16"}
     [
         (TopKConfig(n_latents=128, k=K), X, {}),  # 2 % of the latents: sums over entries
         (TopKConfig(n_latents=32, k=K), X, {}),  # 9 %: dense products
-        (BatchTopKConfig(n_latents=128, k=K), X, {}),
-        (ReLUConfig(n_latents=64, sparsity_coef=0.5), X, {}),
-        (JumpReLUConfig(n_latents=64, sparsity_coef=0.01, bandwidth=0.05), X, {}),
-        (TopKConfig(n_latents=64, k=K, skip=True), X_TO_Y, {}),
-        (TopKConfig(n_latents=128, k=K), X, {"optimizer": "muon", "ema": 0.9, "accumulate": 2}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (BatchTopKConfig(n_latents=128, k=K), X, {}),
+                (ReLUConfig(n_latents=64, sparsity_coef=0.5), X, {}),
+                (JumpReLUConfig(n_latents=64, sparsity_coef=0.01, bandwidth=0.05), X, {}),
+                (TopKConfig(n_latents=64, k=K, skip=True), X_TO_Y, {}),
+                (TopKConfig(n_latents=128, k=K), X, {"optimizer": "muon", "ema": 0.9, "accumulate": 2}),
+            )
+        ),
     ],
     ids=["sparse", "dense", "batchtopk", "relu", "jumprelu", "skip", "muon"],
 )
@@ -347,7 +352,10 @@ def test_the_dead_window(choice, window):
 # --- killed and resumed ---
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adam8bit", "muon", "schedule_free", "signum"])
+@pytest.mark.parametrize(
+    "optimizer",
+    ["adam", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adam8bit", "muon", "schedule_free", "signum"))],
+)
 def test_all_of_it_goes_on_to_the_same_bytes(store, tmp_path, optimizer):
     """Stopped after 5, 6 and 13 of 20 steps, with everything on: an average, parts, resampling every third step."""
     choice = {"ema": 0.0 if optimizer in ("schedule_free", "signum") else 0.9, "accumulate": 2, "resample_tokens": 768}
@@ -399,10 +407,11 @@ class Ops(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sae", "places", "errors"),
     [
-        pytest.param(TopKConfig(**RECORDED, multi_coef=0.1), X, {"mse", "multi"}, marks=pytest.mark.slow),
+        (TopKConfig(**RECORDED, multi_coef=0.1), X, {"mse", "multi"}),
         (BatchTopKConfig(**RECORDED), X, {"mse"}),
         (MatryoshkaConfig(**RECORDED, groups=(0.25, 0.75)), X, {"mse", "mse_16"}),
         (CrosscoderBatchTopKConfig(**RECORDED), X_AND_Y, {"mse"}),
