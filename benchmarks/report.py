@@ -68,6 +68,8 @@ def quality_table(figures: dict[str, Any]) -> str:
         ("KL from the clean model, nats a token", f"{figures['kl']:.3f}"),
         ("live latents with a label; the others are marked as abstained", f"{figures['labelled_fraction']:.0%}"),
         ("labels whose F1 there beats the best single token's", f"{figures['beats_token_fraction']:.0%}"),
+        ("live latents whose label beats every null", f"{figures['beats_nulls_fraction']:.0%}"),
+        ("live latents with a *does* label that beats its nulls", f"{figures['does_beats_nulls_fraction']:.0%}"),
         ("median F1 of the labels", f"{figures['median_f1']:.2f}"),
         ("median F1 of the best single tokens", f"{figures['median_token_f1']:.2f}"),
     ]
