@@ -9,6 +9,7 @@ from analysis.config import LabelConfig
 from analysis.label.choose import choose
 from analysis.label.columns import Vocabulary
 from analysis.label.fit import facts, labels, write
+from analysis.label.grade import grade
 from analysis.label.indexed import Indexed
 from analysis.splits import FitView
 from sae.tokens import TokenSplit
@@ -84,6 +85,20 @@ def test_nulls_stand_far_below(records):
         assert record.shuffled_f1 < 0.1
     assert records[1].other.f1 < 0.1
     assert records[2].other is None
+
+
+def test_a_label_that_knows_nothing_of_the_firings_scores_as_chance_does(views):
+    """The noise is given the label of the first latent, which has nothing to do with it: chance has it meet seven
+    firings, of which 2.6 are the spread, .011 of F1."""
+    vocabulary = Vocabulary.of(views[0].strings)
+    fit, select, test = (Indexed(view, vocabulary) for view in views)
+    choices = [choose(fit, select, latent, CFG) for latent in range(fit.view.n_latents)]
+    choices[2] = replace(choices[2], status="labelled", label=choices[0].label)
+    planted = grade(choices, fit, select.view, test, CFG)[2]
+    assert planted.scores.f1 == pytest.approx(planted.shuffled_f1, abs=0.03)
+    assert planted.scores.auprc == pytest.approx(planted.shuffled_auprc, abs=0.03)
+    assert planted.f1_low < planted.shuffled_f1 < planted.f1_high
+    assert abs(planted.scores.pearson) < 0.04
 
 
 def test_facts_count_the_living(records):
