@@ -67,6 +67,7 @@ def test_what_is_known_of_each_latent_by_brute_force(tmp_path, seed):
             assert unpacked(summary.top_windows[latent, rank]).tolist() == window + [0] * (WINDOW - len(window))
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6), st.data())
 def test_parts_add_up_in_any_order_and_grouping(seed, data):
     split, firings = drawn(seed % 5)

@@ -31,7 +31,7 @@ def backend(name: str) -> tuple[Kernels, str]:
     return Triton(), GPU
 
 
-@pytest.fixture(params=["torch", "numba", "triton"])
+@pytest.fixture(params=["torch", "numba", pytest.param("triton", marks=pytest.mark.slow)])
 def own(request) -> tuple[Kernels, str]:
     return backend(request.param)
 

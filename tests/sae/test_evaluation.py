@@ -139,6 +139,7 @@ def test_equal_inputs_give_equal_bytes_and_nothing_is_done_twice(make_run, monke
     assert evaluation.evaluate(run).digest == first.digest
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few")
 def test_one_that_was_killed_goes_on(make_run, monkeypatch):
     whole = content(evaluation.evaluate(make_run("whole")))
@@ -164,6 +165,7 @@ def test_less_text_than_was_asked_for_is_taken_and_said(make_run, caplog):
     assert "were asked for" not in (some.path / "eval.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few")
 def test_anothers_dictionary(make_run, tmp_path, caplog):
     run, other = make_run("run"), tmp_path / "theirs"

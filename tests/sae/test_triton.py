@@ -11,6 +11,8 @@ from sae.kernels.torch import Kernels
 from sae.select import BatchTopK
 from tests.sae.test_backends import GPU, check_largest, check_largest_of_batch, check_sums, problem, strengths
 
+pytestmark = pytest.mark.slow  # where there is no GPU, Triton's interpreter stands for it
+
 gpu = pytest.importorskip("sae.kernels.triton")
 OWN = gpu.Triton()
 KINDS = [torch.float32, torch.bfloat16]
@@ -20,13 +22,11 @@ def check(values: Tensor, k: int) -> None:
     check_largest(OWN, values.to(GPU), k)
 
 
-@pytest.mark.slow  # in the interpreter
 @given(st.integers(0, 10**6), st.integers(0, 3), st.integers(1, 130), st.sampled_from(KINDS), st.data())
 def test_top_k_is_torchs(seed, rows, n, kind, data):
     check(strengths(seed, rows, n, kind), data.draw(st.integers(1, n)))
 
 
-@pytest.mark.slow  # in the interpreter
 @pytest.mark.parametrize(
     ("n", "k", "kind"),
     [
@@ -42,7 +42,6 @@ def test_top_k_at_real_sizes(n, k, kind):
     check(strengths(0, 1, n, kind), k)
 
 
-@pytest.mark.slow  # in the interpreter
 @pytest.mark.parametrize("kind", KINDS)
 def test_top_k_of_ties_and_of_rows_without_positive_entries(kind):
     check(torch.zeros(2, 120, dtype=kind), 7)
@@ -72,7 +71,6 @@ def test_the_edge_of_a_batch_lies_in_the_lower_bits_too(kind, rows):
     check_largest_of_batch(OWN, (1 + steps * 2.0**-7).to(kind).to(GPU), 21 * rows)
 
 
-@pytest.mark.slow  # in the interpreter
 @pytest.mark.parametrize("is_rounded", [False, True])
 @pytest.mark.parametrize("is_sized", [False, True])
 @pytest.mark.parametrize("whole", [True, False])

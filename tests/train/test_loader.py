@@ -41,6 +41,7 @@ def test_every_epoch_holds_every_row_once(n, batch, window, seed):
         assert sorted(rows[epoch * n : (epoch + 1) * n]) == list(range(n))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_runs")
 @given(n=st.integers(1, 70), batch=st.integers(1, 20), window=st.integers(1, 50), steps=st.lists(st.integers(0, 30)))
 def test_a_batch_depends_on_its_step_alone(n, batch, window, steps):

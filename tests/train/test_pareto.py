@@ -14,6 +14,8 @@ from matplotlib.text import Text
 
 from train.pareto import Row, front, mark_front, plot, spread, write
 
+pytestmark = pytest.mark.slow
+
 ROW = Row("a", "topk", "mlp_out.1", 64, 8.0, 0.3, 0.7, 0.6, 0.9, 0.01, 0.0, 100, False)
 
 

@@ -214,7 +214,7 @@ def test_resampled_latents_count_as_alive_whether_they_fire_or_not(store, tmp_pa
     assert not learner.dead.any()
 
 
-@pytest.mark.parametrize(("every", "n_steps"), [(256 * 50, 400), (0, 100)])
+@pytest.mark.parametrize(("every", "n_steps"), [pytest.param(256 * 50, 400, marks=pytest.mark.slow), (0, 100)])
 def test_latents_revive_and_learn_what_was_missing(store, tmp_path, every, n_steps):
     """Half the true features have a latent; the other half of the latents is silent, at a bias of -100. If at step 50
     of 400 they start again, at the end none is dead and every feature is known; if not, half are not."""

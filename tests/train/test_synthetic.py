@@ -91,6 +91,7 @@ def test_common_factors_leave_a_feature_some_variance_of_its_own():
     assert (common < 0.98).any()
 
 
+@pytest.mark.slow
 def test_the_benchmark():
     cfg = SYNTH_SAE_BENCH_16K
     assert (cfg.n_parents, cfg.n_tree) == (128 * (1 + 4 + 16), 128 * (1 + 4 + 16 + 64))

@@ -166,6 +166,7 @@ def alone(store, tmp_path_factory) -> dict[str, dict[str, bytes]]:
     return {name: contents(folder / name) for name in ("a", "b")}
 
 
+@pytest.mark.slow
 def test_a_sweep_is_its_members_byte_for_byte(store, tmp_path, alone):
     facts = fit(pair(tmp_path), store, 0, tmp_path / "logs")
     assert {name: contents(tmp_path / name) for name in ("a", "b")} == alone
@@ -233,6 +234,7 @@ def test_a_run_that_fails_goes_on_to_the_same_bytes(store, tmp_path, n_reads):
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_members_at_different_steps_go_on_to_the_same_bytes(store, tmp_path, alone):
     """The first stops after two windows, 30 steps; the second after one, 16 steps, in which it has resampled."""
     for one, n_reads, step in zip(pair(tmp_path), (2, 1), ("30", "16"), strict=True):
