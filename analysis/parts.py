@@ -57,10 +57,8 @@ def plan(split: TokenSplit, skip: int, n_rows: int, n_kept: int, part_rows: int 
         part_rows: rows of a part, at most; but one context at least.
     """
     sizes = np.diff(split.row_starts(skip))
-    order = np.argsort(scrambled(np.arange(len(sizes))), kind="stable")
-    order = order[sizes[order] > 0]
-    reached = np.cumsum(sizes[order])
-    chosen, kept = (max(1, int(np.searchsorted(reached, n, side="right"))) for n in (n_rows, n_kept))
+    order = in_hash_order(np.flatnonzero(sizes > 0))
+    chosen, kept = (n_within(sizes[order], n) for n in (n_rows, n_kept))
     groups = ((np.sort(order[:kept][:chosen]), True), (np.sort(order[kept:chosen]), False))
     return [
         Part(contexts, np.append(0, np.cumsum(sizes[contexts])), split.context_starts[contexts] + skip, is_kept)
@@ -95,6 +93,16 @@ def merged(starts: np.ndarray, stops: np.ndarray) -> list[tuple[int, int]]:
         return []
     breaks = np.flatnonzero(starts[1:] != stops[:-1]) + 1
     return list(zip(starts[np.append(0, breaks)].tolist(), stops[np.append(breaks - 1, -1)].tolist(), strict=True))
+
+
+def n_within(sizes: np.ndarray, most: int) -> int:
+    """How many, from the first on, have `most` together or less; but one at least."""
+    return max(1, int(np.searchsorted(np.cumsum(sizes), most, side="right")))
+
+
+def in_hash_order(numbers: np.ndarray) -> np.ndarray:
+    """Some integers, ascending, in the order of a fixed hash of each."""
+    return numbers[np.argsort(scrambled(numbers), kind="stable")]
 
 
 def scrambled(numbers: np.ndarray) -> np.ndarray:

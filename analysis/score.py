@@ -10,6 +10,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from sae.sums import interval
+
 N_DECILES = 10
 
 
@@ -131,8 +133,7 @@ def f1_interval(
     n_both = np.bincount(documents[positions], minlength=n) + np.bincount(documents[fired], minlength=n)
     sums = draws @ np.stack([n_true, n_both], axis=1)
     f1 = 2 * sums[:, 0] / np.maximum(sums[:, 1], 1)
-    low, high = np.quantile(f1, [0.025, 0.975])
-    return float(low), float(high)
+    return interval(f1)
 
 
 def token_r2(tokens: np.ndarray, fired: np.ndarray, values: np.ndarray, token_counts: np.ndarray) -> float:

@@ -12,7 +12,7 @@ import argparse
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -35,6 +35,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "directions": ("train.tokens=0", "sae.init_decoder=random"),
 }
 RESAMPLES = 1000
+R = TypeVar("R")
 
 
 def main() -> None:
@@ -58,20 +59,18 @@ def main() -> None:
 
 def records(path: Path) -> list[LabelRecord]:
     """The records of a labels box."""
-    rows = pq.read_table(path).to_pylist()
-    scored = ("scores", "token", "token_set", "other")
-    return [
-        LabelRecord(**{**row, **{name: Scores(**row[name]) if row[name] else None for name in scored}}) for row in rows
-    ]
+    return _records(path, LabelRecord, Scores, ("scores", "token", "token_set", "other"))
 
 
 def effect_records(path: Path) -> list[EffectRecord]:
     """The records of an effects box."""
+    return _records(path, EffectRecord, Effect, ("removed", "added"))
+
+
+def _records(path: Path, record: Callable[..., R], part: Callable[..., Any], parts: Sequence[str]) -> list[R]:
+    """The rows of a table as records, of which some fields are records themselves, or none."""
     rows = pq.read_table(path).to_pylist()
-    tested = ("removed", "added")
-    return [
-        EffectRecord(**{**row, **{name: Effect(**row[name]) if row[name] else None for name in tested}}) for row in rows
-    ]
+    return [record(**{**row, **{name: part(**row[name]) if row[name] else None for name in parts}}) for row in rows]
 
 
 def done(every: Sequence[EffectRecord]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from analysis.effects.sample import Places
 from analysis.effects.units import Units
 from analysis.score import resamples
 from analysis.splits import TestView
+from sae.sums import interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,8 +213,7 @@ def _interval(values: np.ndarray, documents: np.ndarray, cfg: EffectsConfig) -> 
         return None, None
     sums, counts = np.bincount(of, weights=values), np.bincount(of)
     draws = _draws(len(unique), cfg.resamples, cfg.seed)
-    low, high = np.quantile(draws @ sums / (draws @ counts), [0.025, 0.975])
-    return float(low), float(high)
+    return interval(draws @ sums / (draws @ counts))
 
 
 @lru_cache(maxsize=1024)

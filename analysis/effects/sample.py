@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.codes import key, ranks_within, spread_out
-from analysis.parts import scrambled
+from analysis.parts import in_hash_order, n_within, scrambled
 from analysis.splits import View
 
 TRIES = 4  # places looked at for each at which a latent should be silent
@@ -47,11 +47,10 @@ def chosen_contexts(view: View, n_tokens: int) -> np.ndarray:
     """
     starts = np.flatnonzero(view.offsets == 0)
     sizes = np.diff(np.append(starts, len(view.tokens)))
-    order = np.argsort(scrambled(np.arange(len(starts))), kind="stable")
-    order = order[np.logical_or.reduceat(view.valid, starts)[order]]
-    n = max(1, int(np.searchsorted(np.cumsum(sizes[order]), n_tokens, side="right")))
+    order = in_hash_order(np.flatnonzero(np.logical_or.reduceat(view.valid, starts)))
+    chosen = order[: n_within(sizes[order], n_tokens)]
     numbers = np.full(len(starts), -1)
-    numbers[order[:n]] = np.arange(len(order[:n]))
+    numbers[chosen] = np.arange(len(chosen))
     return np.where(view.valid, np.repeat(numbers, sizes), -1)
 
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analysis.parts import scrambled
+from analysis.parts import in_hash_order
 
 Lens = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n vocabulary"]]
 """The logit lens of some directions."""
@@ -32,8 +32,7 @@ class Units:
     def of(cls, latents: Float[Tensor, "n_latents d"], measured: np.ndarray, n_random: int, seed: int) -> "Units":
         """Random directions, each as long as the latent's, in the place of some that are `measured [n_latents]`; of few
         latents each has several."""
-        numbers = np.flatnonzero(measured)
-        order = numbers[np.argsort(scrambled(numbers), kind="stable")]
+        order = in_hash_order(np.flatnonzero(measured))
         chosen = np.sort(np.resize(order, n_random if len(order) else 0))
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randn(len(chosen), latents.shape[1], generator=generator).to(latents)

@@ -14,7 +14,7 @@ from analysis.explain.prompts import JudgeAnswer, LabelAnswer
 from analysis.explain.propose import proposals
 from analysis.explain.record import Candidate, Choice, Status
 from analysis.label.known import Known
-from analysis.parts import scrambled
+from analysis.parts import in_hash_order
 from analysis.splits import FitView, SelectView, check_disjoint
 from analysis.windows.grid import Grid
 from analysis.windows.items import Items
@@ -125,7 +125,7 @@ def asked_for(latents: int | tuple[int, ...], n_latents: int) -> list[int]:
         ConfigError: one of them does not exist.
     """
     if isinstance(latents, int):
-        return sorted(np.argsort(scrambled(np.arange(n_latents)), kind="stable")[:latents].tolist())
+        return sorted(in_hash_order(np.arange(n_latents))[:latents].tolist())
     for latent in latents:
         if latent >= n_latents:
             raise ConfigError(f"analysis.llm.latents: {latent} is none; must be from 0 to {n_latents - 1}")

@@ -12,15 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis.label.forms import (
-    AFFIXES,
-    LITTLE,
-    SHAPES,
-    Forms,
-    affixes_of,
-    folds_of,
-    forms_of,
-)
+from analysis.codes import spread_out
+from analysis.label.forms import AFFIXES, LITTLE, SHAPES, Forms, affixes_of, folds_of, forms_of
 from analysis.label.kinds import Kinds, kinds_of
 from analysis.splits import View
 
@@ -85,10 +78,12 @@ class Vocabulary:
     def of(
         cls, strings: tuple[str, ...], embedding: np.ndarray | None = None, counts: np.ndarray | None = None
     ) -> "Vocabulary":
-        """Args:
-        strings: the text of each token id.
-        embedding: the network's row for each, `[vocabulary or more, d]`; without it there are no kinds.
-        counts: how often each stands in the fit split, `[vocabulary]`; goes with `embedding`.
+        """What there is to know of the tokens of a vocabulary.
+
+        Args:
+            strings: the text of each token id.
+            embedding: the network's row for each, `[vocabulary or more, d]`; without it there are no kinds.
+            counts: how often each stands in the fit split, `[vocabulary]`; goes with `embedding`.
         """
         is_word = [
             text[:1] == " " and len(text) > 3 and text[1:].isalpha() and text[1:].lower() not in LITTLE
@@ -138,8 +133,7 @@ class Column:
         known = self.keys[at] == keys
         first, last = self.starts[at[known]], self.starts[at[known] + 1]
         lengths = last - first
-        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return self.order[np.repeat(first, lengths) + within], np.repeat(scores[known], lengths)
+        return self.order[spread_out(first, lengths)], np.repeat(scores[known], lengths)
 
 
 def column_of(view: View, vocabulary: Vocabulary, name: str) -> Column:

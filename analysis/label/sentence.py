@@ -13,7 +13,6 @@ MAX_FORMS = 3
 MAX_WORDS, MAX_MISSING = 4, 2
 MAX_LIKE = 3
 ANY_FORM = "(in any case, singular or plural)"
-"""Tables whose values are the forms of one word, and which."""
 LEFT, RIGHT = "\u201c", "\u201d"
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from analysis.codes import spread_out
-from analysis.parts import merged, scrambled
+from analysis.parts import in_hash_order, merged, n_within
 from sae.tokens import TokenSplit
 
 FEWEST_DOCUMENTS = 20
@@ -76,9 +76,8 @@ def sample(split: TokenSplit, skip: int, n_tokens: int) -> Sample:
         skip: positions at the beginning of a context that have no row.
     """
     lengths = np.diff(split.context_starts)
-    order = np.argsort(scrambled(np.arange(len(lengths))), kind="stable")
-    n = max(1, int(np.searchsorted(np.cumsum(lengths[order]), n_tokens, side="right")))
-    contexts = np.sort(order[:n])
+    order = in_hash_order(np.arange(len(lengths)))
+    contexts = np.sort(order[: n_within(lengths[order], n_tokens)])
     positions = spread_out(split.context_starts[contexts], lengths[contexts])
     documents = split.locate(positions)[0]
     chosen = TokenSplit(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.windows.items import FIRES, KINDS, NO, UNANSWERED, YES, Items, Task, negatives
+from sae.sums import interval
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def _scores(n_fires: int, n_silent: int, totals: np.ndarray, resampled: np.ndarr
         return WindowScores(n_fires, n_silent, true_yes, true_no, failed, None, None, None, None, None)
     both = resampled[(resampled[:, 0] > 0) & (resampled[:, 2] > 0)]
     accuracies = (both[:, 1] / both[:, 0] + both[:, 3] / both[:, 2]) / 2
-    low, high = np.quantile(accuracies, [0.025, 0.975]).tolist() if len(accuracies) else (None, None)
+    low, high = interval(accuracies) if len(accuracies) else (None, None)
     false_no, false_yes = n_yes - true_yes, n_no - true_no
     return WindowScores(
         n_fires=n_fires,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.parts import plan, runs, scrambled
+from analysis.parts import in_hash_order, n_within, plan, runs, scrambled
 from tests.analysis.stored import split_of
 
 
@@ -63,3 +63,14 @@ def test_neighbouring_contexts_are_read_together(contexts, expected):
     part = next(part for part in plan(split, 1, 100, 100))
     own = type(part)(np.array(contexts), np.arange(len(contexts) + 1) * 3, 4 * np.array(contexts) + 1, True)
     assert runs(own, np.arange(5) * 3) == expected
+
+
+def test_the_order_of_the_hash_is_of_each_number_by_itself():
+    order = in_hash_order(np.arange(100))
+    assert sorted(order.tolist()) == list(range(100)) != order.tolist()
+    assert in_hash_order(np.arange(0, 100, 3)).tolist() == [n for n in order.tolist() if n % 3 == 0]
+
+
+@pytest.mark.parametrize(("most", "expected"), [(10, 2), (11, 2), (13, 3), (99, 3), (3, 1)])
+def test_how_many_are_within_a_limit(most, expected):
+    assert n_within(np.array([4, 6, 3]), most) == expected
